@@ -1,0 +1,176 @@
+"""
+The corridor: takes each delivery through every room, in order, and stops cleanly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+
+from .config import Limits
+from .dispatch import Crowded, Dispatcher, Gate
+from .errors import MessageError, NotForThisNode, Rejected
+from .interfaces import Backend, Delivery
+from .jobs import Run
+from .logs import Throttle
+from .messages import Request, Response, Status, decode_request, encode_response
+from .output import Collector
+from .replies import Replies
+
+PACE = 96 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
+BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Serves any number of backends.
+
+    Args:
+        dispatcher: Decides which requests are run.
+        limits: Sizes and numbers; replaced when the files are read again.
+        spool_dir: Where large output waits; empty for the system's default.
+
+    Attributes:
+        runs: The jobs that wait or run.
+        counts: What has happened since the start, by kind: accepted, done, error,
+            rejected, passed_over, bad, crowded.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, limits: Limits, spool_dir: str = "") -> None:
+        self.runs: set[Run] = set()
+        self.counts: Counter[str] = Counter()
+        self._dispatcher = dispatcher
+        self._spool_dir = spool_dir
+        self._house = Gate(limits.max_running)
+        self.limits = limits
+        self._answering: set[asyncio.Task[None]] = set()
+        self._bad = Throttle(log)
+        self._crowded = Throttle(log)
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self._house.max_running = limits.max_running
+
+    async def serve(self, name: str, backend: Backend) -> None:
+        """Take what *backend*, called *name* in task files, receives, until it stops."""
+        async for delivery in backend.receive():
+            self.take(delivery, name, backend)
+
+    def take(self, delivery: Delivery, name: str, backend: Backend) -> None:
+        """Decide on one delivery, answer at once, and start the job.
+
+        Never waits: `accepted` leaves before anything is started.
+        """
+        try:
+            request = decode_request(delivery.payload, self._limits.max_request)
+            address = delivery.address or _feedback_channel(request)
+            admission = self._dispatcher.admit(request, delivery, name)
+        except NotForThisNode as exc:
+            self.counts["passed_over"] += 1
+            if isinstance(exc, Crowded):
+                self._note_crowded(request, exc)
+            return
+        except MessageError as exc:
+            self.counts["bad"] += 1
+            self._bad.warning("%s: not a request: %s", delivery.control_channel or name, exc)
+            return
+        except Rejected as exc:
+            self.counts["rejected"] += 1
+            self._bad.warning(
+                "request %.80r from %.80r: rejected: %s", request.uuid, request.src, exc
+            )
+            rejected = Replies(request, self._dispatcher.node_name).rejected(str(exc))
+            backend.deliver(address, encode_response(rejected))
+            return
+        self.counts["accepted"] += 1
+        replies = Replies(request, admission.node)
+        backend.deliver(address, encode_response(replies.accepted()))
+        run = Run(admission, self._house, Collector(self._spool_dir))
+        self.runs.add(run)
+        self._follow(self._work(run, replies, backend, address))
+
+    async def drain(self, grace: float) -> None:
+        """Refuse what is new, let jobs end for *grace* seconds, then end and answer them."""
+        self._dispatcher.stopping = True
+        if not self._answering:
+            return
+        log.info("waiting up to %g s for %d jobs", grace, len(self.runs))
+        await asyncio.wait(self._answering, timeout=grace)
+        for run in self.runs:
+            run.end("the agent is stopping")
+        if self.runs:
+            log.warning("ending %d jobs that outlived the grace time", len(self.runs))
+        works = [run.work for run in self.runs if run.work is not None]
+        if self._answering:
+            await asyncio.wait(self._answering)
+        if works:
+            await asyncio.wait(works)
+
+    async def _work(self, run: Run, replies: Replies, backend: Backend, address: str) -> None:
+        try:
+            status, reason = await run.outcome()
+            try:
+                await self._answer(replies.ended(status, reason, run.output, self._chunk_size),
+                                   backend, address)  # fmt: skip
+            except MessageError as exc:  # a python task's result
+                status, reason = Status.ERROR, f"the result is {exc}"
+                empty = Collector()
+                await self._answer(replies.ended(status, reason, empty), backend, address)
+        finally:
+            self.runs.discard(run)
+            run.output.discard()
+        self.counts[status] += 1
+        log.info(
+            "task %s for %.80r from %.80r: %s%s, %.3f s",
+            run.job.task, run.job.uuid, run.job.src, status, f" ({reason})" if reason else "",
+            asyncio.get_running_loop().time() - run.accepted_at,
+        )  # fmt: skip
+
+    async def _answer(
+        self, responses: AsyncIterator[Response], backend: Backend, address: str
+    ) -> None:
+        began, sent = time.monotonic(), 0
+        async for response in responses:
+            payload = encode_response(response)
+            backend.deliver(address, payload)
+            if response.chunks > 1:
+                await backend.flush(address)
+                sent += len(payload)
+                ahead = (sent - BURST) / PACE - (time.monotonic() - began)
+                if ahead > 0:
+                    await asyncio.sleep(ahead)
+
+    @property
+    def _chunk_size(self) -> int:
+        return self._limits.chunk_size
+
+    def _follow(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._answering.add(task)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a job was not answered: this is a bug", exc_info=task.exception())
+
+    def _note_crowded(self, request: Request, exc: Crowded) -> None:
+        self.counts["crowded"] += 1
+        self._crowded.warning(
+            "request %.80r for %.80r not taken: %s", request.uuid, request.task, exc
+        )
+
+
+def _feedback_channel(request: Request) -> str:
+    if not request.feedback_channel:
+        raise MessageError("options.feedback_channel: found nothing; expected a channel's name")
+    return request.feedback_channel

@@ -1,0 +1,200 @@
+"""
+Requests and responses by Redis pub/sub.
+
+Two connections: one subscribed to the control channels, one that publishes. The
+subscribed one must prove every `PING_INTERVAL` seconds of silence that it still
+hears: a PING that can be sent proves nothing, only a PONG that comes back does.
+
+No keys are made. Pub/sub ignores databases, so none is selected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+
+from redis.asyncio.connection import AbstractConnection
+from redis.backoff import FullJitterBackoff
+from redis.exceptions import RedisError
+
+from ..errors import BackendError
+from ..interfaces import BackendState, Delivery
+from ..options import Options
+from .redis_publisher import Publisher
+from .redis_server import RedisServer
+
+PING_INTERVAL = 10.0  # seconds of silence until the server is asked
+PONG_TIMEOUT = 4.0  # seconds for its answer; with the interval less than 15
+CLOSE_TIMEOUT = 2.0  # seconds for the last responses to leave
+CONTROL_CHANNEL = "ngcp-task-agent-redis"
+BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class RedisBackend:
+    """Options: those of `RedisServer`, and
+
+    - ``control_channel``: a channel on which the agent's own tasks are reached, too;
+      default `CONTROL_CHANNEL` where no task names a channel
+    - ``response_queue``: responses that wait while the server is away, default 10000
+    - ``response_queue_size``: their size together, default 64 MiB
+
+    A task's ``backend_options``: ``control_channel``, default `CONTROL_CHANNEL`.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._server = RedisServer(options)
+        self._own_channel = options.text("control_channel")
+        self._publisher = Publisher(
+            self._server,
+            options.integer("response_queue", 10_000, minimum=1),
+            options.size("response_queue_size", 64 * 1024 * 1024),
+        )
+        self._publishing: asyncio.Task[None] | None = None
+        self._wanted: frozenset[str] = frozenset()
+        self._subscriber: AbstractConnection | None = None
+        self._commands: set[asyncio.Task[None]] = set()
+        self._connected = False
+        self._stopping = False
+        self._heard = 0.0  # loop time of the last sign of life
+        self._pong = asyncio.Event()
+        self._trouble = ""  # what has been logged last
+        self._attempt = 0.0  # loop time of the last attempt to connect
+
+    def subscription(self, options: Options) -> str:
+        return options.text("control_channel", CONTROL_CHANNEL)
+
+    async def open(self) -> None:
+        """Needs nothing: a server that is not there yet is waited for."""
+
+    def listen(self, channels: Iterable[str]) -> None:
+        own = {self._own_channel} if self._own_channel else set()
+        wanted = frozenset(channels) | own or {CONTROL_CHANNEL}
+        added, removed = wanted - self._wanted, self._wanted - wanted
+        self._wanted = frozenset(wanted)
+        if self._subscriber is not None and self._connected:
+            self._command("SUBSCRIBE", added)
+            self._command("UNSUBSCRIBE", removed)
+
+    async def receive(self) -> AsyncIterator[Delivery]:
+        self._publishing = asyncio.create_task(self._publisher.run(), name="redis publisher")
+        failures = 0
+        while not self._stopping:
+            self._attempt = asyncio.get_running_loop().time()
+            try:
+                connection = await self._subscribe()
+                failures = 0
+                async for delivery in self._read(connection):
+                    yield delivery
+            except (RedisError, OSError, TimeoutError, BackendError) as exc:
+                await self._lost(exc)
+            if not self._stopping:
+                failures += 1
+                with suppress(TimeoutError):
+                    await asyncio.sleep(BACKOFF.compute(failures))
+
+    def deliver(self, address: str, payload: bytes) -> None:
+        self._publisher.post(address, payload)
+
+    async def flush(self, address: str) -> None:
+        await self._publisher.flush()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._connected = False
+        if self._subscriber is not None:
+            await self._subscriber.disconnect(nowait=True)
+
+    async def close(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._publisher.flush(), CLOSE_TIMEOUT)
+        if self._publisher.waiting:
+            log.warning("redis %s: %d responses unsent", self._server, self._publisher.waiting)
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.wait((self._publishing,))
+
+    def state(self) -> BackendState:
+        now = asyncio.get_running_loop().time()
+        limit = 2 * (PING_INTERVAL + PONG_TIMEOUT)
+        alive = self._heard if self._connected else self._attempt
+        text = f"connected to {self._server}" if self._connected else f"no {self._server}"
+        return BackendState(
+            self._connected, now - alive < limit, f"redis {text}", self._publisher.dropped
+        )
+
+    async def _subscribe(self) -> AbstractConnection:
+        connection = self._server.connection()
+        self._subscriber = connection
+        async with asyncio.timeout(2 * PONG_TIMEOUT):
+            await connection.connect()  # type: ignore[no-untyped-call]
+            channels = self._wanted
+            await connection.send_command("SUBSCRIBE", *channels, check_health=False)
+            for _ in channels:
+                await connection.read_response()
+        self._heard = asyncio.get_running_loop().time()
+        self._connected = True
+        self._trouble = ""
+        log.info("redis %s: connected, listening on %s", self._server, ", ".join(sorted(channels)))
+        if channels != self._wanted:  # changed meanwhile
+            self._command("SUBSCRIBE", self._wanted - channels)
+            self._command("UNSUBSCRIBE", channels - self._wanted)
+        return connection
+
+    async def _read(self, connection: AbstractConnection) -> AsyncIterator[Delivery]:
+        now = asyncio.get_running_loop().time
+        local = self._server.local
+        heartbeat = asyncio.create_task(self._heartbeat(connection), name="redis heartbeat")
+        try:
+            while True:
+                message = await connection.read_response(disconnect_on_error=False)
+                self._heard = now()
+                if message[0] == b"message":
+                    yield Delivery(message[2], message[1].decode("utf-8", "replace"), local)
+                elif message[0] == b"pong":
+                    self._pong.set()
+        finally:
+            heartbeat.cancel()
+
+    async def _heartbeat(self, connection: AbstractConnection) -> None:
+        now = asyncio.get_running_loop().time
+        try:
+            while True:
+                await asyncio.sleep(self._heard + PING_INTERVAL - now())
+                if now() - self._heard >= PING_INTERVAL:
+                    self._pong.clear()
+                    await connection.send_command("PING", check_health=False)
+                    await asyncio.wait_for(self._pong.wait(), PONG_TIMEOUT)
+        except (RedisError, OSError, TimeoutError):
+            # Both connections go the same way; `_read` sees the end of this one.
+            await self._publisher.disconnect()
+            await connection.disconnect(nowait=True)
+
+    async def _lost(self, exc: Exception) -> None:
+        was_connected, self._connected = self._connected, False
+        if self._subscriber is not None:
+            with suppress(RedisError, OSError, TimeoutError):
+                await self._subscriber.disconnect(nowait=True)
+            self._subscriber = None
+        if self._stopping:
+            return
+        trouble = " ".join(str(exc).split()) or type(exc).__name__
+        if was_connected or trouble != self._trouble:
+            what = "connection lost" if was_connected else "not reached"
+            log.warning("redis %s: %s (%s); trying again", self._server, what, trouble)
+            self._trouble = trouble
+
+    def _command(self, name: str, channels: Iterable[str]) -> None:
+        connection, words = self._subscriber, sorted(channels)
+        if words and connection is not None:
+            task = asyncio.ensure_future(_send(connection, name, words))
+            self._commands.add(task)
+            task.add_done_callback(self._commands.discard)
+
+
+async def _send(connection: AbstractConnection, name: str, words: list[str]) -> None:
+    with suppress(RedisError, OSError):  # the reader notices it, too
+        await connection.send_command(name, *words, check_health=False)

@@ -1,0 +1,171 @@
+"""
+Responses out: a bounded queue, one connection, many responses at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import NamedTuple
+
+from redis.asyncio.connection import AbstractConnection
+from redis.backoff import FullJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from ..errors import BackendError
+from .redis_server import RedisServer
+
+BATCH_MESSAGES = 500
+BATCH_BYTES = 1024 * 1024
+REPLY_TIMEOUT = 10.0  # seconds for one batch to be taken and answered
+BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class _Message(NamedTuple):
+    channel: str
+    payload: bytes
+
+
+class Publisher:
+    """Publishes in the order given.
+
+    A message counts as sent once the server has said so. What a broken connection
+    leaves without an answer is sent again, with the same `uuid`: rather twice, in
+    that narrow moment, than never.
+
+    Args:
+        server: Where to.
+        max_messages: How many may wait.
+        max_bytes: How large they may be together. The oldest make room: their
+            clients have waited longest and are the likeliest to have gone.
+    """
+
+    def __init__(self, server: RedisServer, max_messages: int, max_bytes: int) -> None:
+        self._server = server
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._queue: deque[_Message] = deque()
+        self._bytes = 0
+        self._posted = 0  # messages ever taken
+        self._settled = 0  # messages ever sent or dropped
+        self._wakeup: asyncio.Future[None] | None = None
+        self._flushers: list[tuple[int, asyncio.Future[None]]] = []
+        self._connection: AbstractConnection | None = None
+        self.dropped = 0
+
+    @property
+    def waiting(self) -> int:
+        """Messages not yet sent."""
+        return self._posted - self._settled
+
+    def post(self, channel: str, payload: bytes) -> None:
+        """Put a message at the end of the queue."""
+        self._queue.append(_Message(channel, payload))
+        self._bytes += len(payload)
+        self._posted += 1
+        while len(self._queue) > self._max_messages or (
+            self._bytes > self._max_bytes and len(self._queue) > 1
+        ):
+            self._drop(self._queue.popleft(), "the response queue is full")
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def flush(self) -> None:
+        """Wait until all that has been posted so far is sent, or dropped."""
+        if self.waiting:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushers.append((self._posted, done))
+            await done
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        failures = 0
+        try:
+            while True:
+                if not self._queue:
+                    self._wakeup = asyncio.get_running_loop().create_future()
+                    await self._wakeup
+                batch = self._take_batch()
+                try:
+                    await self._send(batch)
+                    failures = 0
+                except (RedisError, OSError, TimeoutError, BackendError) as exc:
+                    self._put_back(batch)
+                    await self.disconnect()
+                    failures += 1
+                    log.debug("redis %s: publishing failed: %s", self._server, exc)
+                    if failures > 1:  # the first may be a connection that was long closed
+                        await asyncio.sleep(BACKOFF.compute(failures - 1))
+        finally:
+            await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Drop the connection; the next message makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(RedisError, OSError, TimeoutError):
+                await connection.disconnect(nowait=True)
+
+    async def _send(self, batch: list[_Message]) -> None:
+        async with asyncio.timeout(REPLY_TIMEOUT):
+            connection = self._connection
+            if connection is None:
+                connection = self._server.connection()
+                await connection.connect()  # type: ignore[no-untyped-call]
+                self._connection = connection
+            commands = [("PUBLISH", message.channel, message.payload) for message in batch]
+            await connection.send_packed_command(
+                connection.pack_commands(commands), check_health=False
+            )
+            refused = [message for message in batch if not await _accepted(connection)]
+        self._settle(len(batch) - len(refused))
+        for message in refused:
+            self._drop(message, "refused by the server")
+
+    def _take_batch(self) -> list[_Message]:
+        batch: list[_Message] = []
+        size = 0
+        while self._queue and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
+            message = self._queue.popleft()
+            size += len(message.payload)
+            batch.append(message)
+        self._bytes -= size
+        return batch
+
+    def _put_back(self, batch: list[_Message]) -> None:
+        self._queue.extendleft(reversed(batch))
+        self._bytes += sum(len(message.payload) for message in batch)
+
+    def _drop(self, message: _Message, why: str) -> None:
+        if why.endswith("full"):
+            self._bytes -= len(message.payload)
+        self.dropped += 1
+        if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, … lines in a flood
+            log.warning(
+                "redis %s: a response to %.80r is lost, %s; %d so far",
+                self._server, message.channel, why, self.dropped,
+            )  # fmt: skip
+        self._settle(1)
+
+    def _settle(self, count: int) -> None:
+        self._settled += count
+        while self._flushers and self._flushers[0][0] <= self._settled:
+            _, done = self._flushers.pop(0)
+            if not done.done():
+                done.set_result(None)
+
+
+async def _accepted(connection: AbstractConnection) -> bool:
+    try:
+        await connection.read_response()
+    except RedisConnectionError:
+        raise
+    except ResponseError as exc:
+        log.debug("redis: PUBLISH refused: %s", exc)
+        return False
+    return True

@@ -1,0 +1,164 @@
+"""
+Runs a program; what it prints is the answer.
+
+No shell anywhere: the program gets an argument vector. The administrator's `args`
+come first, the client's `extra_args` after them, word by word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+from ..errors import BrokerError
+from ..interfaces import Job, Output
+from ..options import Options
+from ..processes import Program
+from ..users import User, find_user
+
+MAX_OUTPUT = 64 * 1024 * 1024  # bytes of stdout; beyond, the program is ended
+REASON_LENGTH = 500  # characters of stderr quoted in a reason
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BLANKS = re.compile(r"[ \t\n\v\f\r]+")
+
+
+class CommandBroker:
+    """Broker options, all but `run` optional:
+
+    - ``run``: the program, a path or a name found in PATH
+    - ``args``: a list taken as it is, or one text split as a POSIX shell splits it
+    - ``as_user``, ``as_group``: who runs it, with the user's supplementary groups
+    - ``env``: added to the clean environment (PATH, HOME, USER, LOGNAME, LANG and
+      NGCP_TASK_UUID, NGCP_TASK_NAME, NGCP_TASK_SRC)
+    - ``cwd`` (default ``/``), ``umask`` (octal digits, default ``"0022"``)
+    - ``stdin``: ``none`` or ``data`` (the request's data)
+    - ``ok_exit_codes``: default ``[0]``
+    - ``max_output``: bytes of stdout, default 64 MiB
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._run = options.text("run", required="the program to run")
+        self._args = options.words("args")
+        self._as_user = options.text("as_user")
+        self._as_group = options.text("as_group")
+        self._env = options.mapping("env")
+        self._cwd = options.text("cwd", "/")
+        self._umask = options.octal("umask", 0o022)
+        self._stdin = options.text("stdin", "none", choices=("none", "data"))
+        self._ok = _exit_codes(options)
+        self._max_output = options.size("max_output", MAX_OUTPUT)
+        if not os.path.isabs(self._cwd):
+            options.problem("cwd", repr(self._cwd), "an absolute path")
+        if "/" in self._run and not os.path.isabs(self._run):
+            options.problem("run", repr(self._run), "an absolute path, or a name found in PATH")
+        for name in self._env:
+            if "=" in name or "\0" in name:
+                options.problem(f"env.{name}", "'=' in the name", "a variable's name")
+
+    async def run(self, job: Job, output: Output) -> None:
+        program = await self._start(job)
+        try:
+            size = 0
+            while piece := await program.read():
+                size += len(piece)
+                if size > self._max_output:
+                    raise BrokerError(f"more than {self._max_output} bytes of output (max_output)")
+                await output.write(piece)
+            code = await program.wait()
+        except asyncio.CancelledError:
+            await program.end()
+            raise
+        finally:
+            program.finish()  # never holds up the answer
+        if code not in self._ok:
+            raise BrokerError(_describe(code, program.stderr))
+
+    async def close(self) -> None:
+        """Nothing outlives a job."""
+
+    async def _start(self, job: Job) -> Program:
+        argv = [self._run, *self._args, *_extra_args(job)]
+        user = await find_user(self._as_user, self._as_group)
+        env = self._environment(job, user)
+        if user.switch:
+            argv = [*user.switch, _found(self._run, env["PATH"]), *argv[1:]]
+        try:
+            with _stdin(job, self._stdin) as stdin:
+                return Program(argv, env, cwd=self._cwd, umask=self._umask or 0, stdin=stdin)
+        except OSError as exc:
+            what = self._cwd if exc.filename == self._cwd else self._run
+            raise BrokerError(f"cannot start {what}: {exc.strerror or exc}") from exc
+        except ValueError as exc:  # a NUL character
+            raise BrokerError(f"cannot start {self._run}: {exc}") from exc
+
+    def _environment(self, job: Job, user: User) -> dict[str, str]:
+        return {
+            "PATH": PATH,
+            "HOME": user.home,
+            "USER": user.name,
+            "LOGNAME": user.name,
+            "LANG": "C.UTF-8",
+            **self._env,
+            "NGCP_TASK_UUID": job.uuid.replace("\0", ""),
+            "NGCP_TASK_NAME": job.task,
+            "NGCP_TASK_SRC": job.src.replace("\0", ""),
+        }
+
+
+def _exit_codes(options: Options) -> frozenset[int]:
+    codes = set()
+    for text in options.names("ok_exit_codes", ("0",)):
+        if text.isdecimal() and int(text) < 256:
+            codes.add(int(text))
+        else:
+            options.problem("ok_exit_codes", repr(text), "whole numbers from 0 to 255")
+    return frozenset(codes)
+
+
+def _extra_args(job: Job) -> list[str]:
+    # Names that attackers choose come this way. Quotes, $ and ; are ordinary
+    # characters, and only ASCII blanks separate words.
+    extra = job.arguments.get("extra_args")
+    return [word for word in _BLANKS.split(extra) if word] if isinstance(extra, str) else []
+
+
+def _found(program: str, path: str) -> str:
+    # setpriv would say it too, but as an exit code among the program's own.
+    found = shutil.which(program, mode=os.F_OK | os.X_OK, path=path)
+    if found is None:
+        raise BrokerError(f"cannot start {program}: not found, or not to be executed")
+    return found
+
+
+@contextlib.contextmanager
+def _stdin(job: Job, kind: str) -> Iterator[int]:
+    if kind == "none":
+        yield subprocess.DEVNULL
+        return
+    # A file in memory holds all of it at once: nobody has to feed a pipe.
+    fd = os.memfd_create("stdin")
+    try:
+        with open(os.dup(fd), "wb") as file:
+            file.write(job.text().encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _describe(code: int, stderr: bytes) -> str:
+    if code < 0:
+        try:
+            what = f"killed by signal {signal.Signals(-code).name}"
+        except ValueError:
+            what = f"killed by signal {-code}"
+    else:
+        what = f"exit code {code}"
+    lines = stderr.decode("utf-8", "replace").strip().splitlines()
+    return f"{what}: {lines[-1].strip()[:REASON_LENGTH]}" if lines else what

@@ -1,0 +1,57 @@
+"""
+``ngcp-task-agent``: serves in the foreground.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable
+
+from ..daemon import Daemon
+from ..errors import ConfigError
+from ..systemd import Notifier
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h
+
+
+def serve(directory: str) -> int:
+    """Run the daemon until it is told to stop; the exit status."""
+    _set_title()
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(directory))
+    except ConfigError as exc:
+        for problem in exc.problems:
+            print(problem, file=sys.stderr)
+        return EXIT_CONFIG
+    except OSError as exc:
+        print(f"ngcp-task-agent: {exc}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+async def _serve(directory: str) -> None:
+    daemon = Daemon(directory, Notifier())
+    gc.collect()
+    gc.freeze()  # what is loaded now stays; no need to look through it again
+    await daemon.run()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # works without, more slowly
+        return None
+    return uvloop.new_event_loop
+
+
+def _set_title() -> None:
+    try:
+        import setproctitle
+    except ImportError:
+        return
+    setproctitle.setproctitle("ngcp-task-agent")

@@ -1,0 +1,276 @@
+"""
+The files under the configuration directory: read, checked for safety, taken apart.
+
+Knows files and keys, no plug-ins and no running daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import yamlfile
+from .dispatch import MAX_QUEUED, MAX_RUNNING, TIMEOUT
+from .errors import ConfigError, Problem
+from .logs import FORMATS, LEVELS
+from .messages import MAX_REQUEST
+from .options import Options
+from .replies import CHUNK_SIZE
+
+CONFIG_DIR = "/etc/ngcp-task-agent"
+STATE_DIR = "/var/lib/ngcp-task-agent"
+LOCAL_SOCKET = "/run/ngcp-task-agent/agent.sock"
+GRACE = 10.0  # seconds
+HOUSE_RUNNING = 256  # jobs of all tasks side by side
+FOLDERS = ("backends", "tasks")
+RESERVED = "agent."  # the agent's own tasks begin with this
+_SUFFIXES = (".yml", ".yaml")
+_NAME = re.compile(r"[^\s,|;=+*?\[\]]{1,255}")
+_TASK_NAME = re.compile(r"[^\s/\x00-\x1f]{1,255}")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML file.
+
+    Attributes:
+        file: Path below the configuration directory, for example ``tasks/ping.yml``.
+        stem: The file's name without its ending.
+        text: The bytes as read; equal bytes are the same configuration.
+        fields: The mapping it holds.
+        base: The directory that relative paths in it are relative to.
+    """
+
+    file: str
+    stem: str
+    text: bytes
+    fields: dict[str, Any]
+    base: str
+
+    def options(self) -> Options:
+        """Getters on a fresh list of problems."""
+        return Options(self.fields, self.file, base=self.base)
+
+
+@dataclass
+class Files:
+    """What the configuration directory holds; broken files are in `problems` only."""
+
+    agent: Document | None = None
+    backends: dict[str, Document] = field(default_factory=dict)
+    tasks: dict[str, Document] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``limits`` of agent.yml."""
+
+    max_running: int = HOUSE_RUNNING
+    max_request: int = MAX_REQUEST
+    chunk_size: int = CHUNK_SIZE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """agent.yml, all of it optional; `fact_sources` are mappings with a ``type``."""
+
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    facts: dict[str, frozenset[str]] = field(default_factory=dict)
+    fact_sources: tuple[Options, ...] | None = None
+    state_dir: str = STATE_DIR
+    local_socket: str = LOCAL_SOCKET
+    grace: float = GRACE
+    log_level: str = "info"
+    log_format: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A file under ``tasks/``, before its plug-ins have seen their options."""
+
+    name: str
+    description: str
+    enabled: bool
+    backend: str
+    backend_options: Options
+    broker: str
+    broker_options: Options
+    timeout: float | None
+    run_timeout: float | None
+    max_running: int
+    max_queued: int
+
+
+def read_directory(directory: str) -> Files:
+    """Read agent.yml, ``backends/*.yml`` and ``tasks/*.yml``.
+
+    Raises:
+        ConfigError: The directory itself cannot be read.
+    """
+    if not os.path.isdir(directory):
+        raise ConfigError([Problem(directory, "", "no directory", "the configuration directory")])
+    files = Files()
+    for path, file in _paths(directory, files):
+        document = _read(path, file, directory, files)
+        if document is None:
+            files.broken.add(file)
+        elif "/" not in file:
+            files.agent = document
+        else:
+            folder = files.backends if file.startswith("backends/") else files.tasks
+            if document.stem in folder:
+                found = f"the same name as {folder[document.stem].file}"
+                files.problems.append(Problem(file, "", found, "one file for each name"))
+            else:
+                folder[document.stem] = document
+    return files
+
+
+def read_settings(options: Options) -> Settings:
+    """agent.yml; mistakes are noted in *options*."""
+    log, limits, facts = options.section("log"), options.section("limits"), options.section("facts")
+    settings = Settings(
+        name=_host_name(options, "name", options.text("name")),
+        aliases=tuple(_host_name(options, "aliases", a) for a in options.names("aliases")),
+        facts={str(key): frozenset(facts.names(key)) for key in facts.fields},
+        fact_sources=_fact_sources(options),
+        state_dir=_absolute(options, "state_dir", STATE_DIR),
+        local_socket=_absolute(options, "local_socket", LOCAL_SOCKET),
+        grace=options.number("grace", GRACE, maximum=86_400, unit="seconds"),
+        log_level=log.text("level", "info", choices=LEVELS),
+        log_format=log.text("format", "auto", choices=FORMATS),
+        limits=Limits(
+            limits.integer("max_running", HOUSE_RUNNING, minimum=1),
+            limits.size("max_request", MAX_REQUEST, minimum=1024),
+            limits.size("chunk_size", CHUNK_SIZE, minimum=1024),
+        ),
+    )
+    for section in (log, limits, options):
+        section.close()
+    return settings
+
+
+def read_task(options: Options, stem: str) -> TaskFile:
+    """A file under ``tasks/``; mistakes are noted in *options*."""
+    name = options.text("name", stem)
+    if not _TASK_NAME.fullmatch(name) or name.startswith(RESERVED):
+        options.problem("name", repr(name), f"no blanks and slashes, not {RESERVED}…")
+    broker_options = options.section("broker_options")
+    timeout = _limit(options, broker_options, "timeout")
+    run_timeout = _limit(options, broker_options, "run_timeout")
+    task = TaskFile(
+        name=name,
+        description=options.text("description"),
+        enabled=options.flag("enabled", True),
+        backend=options.text("backend", "redis"),
+        backend_options=options.section("backend_options"),
+        broker=options.text("broker", required="the broker's name, such as command"),
+        broker_options=broker_options,
+        timeout=TIMEOUT if timeout is None and run_timeout is None else timeout,
+        run_timeout=run_timeout,
+        max_running=options.integer("max_running", MAX_RUNNING, minimum=1),
+        max_queued=options.integer("max_queued", MAX_QUEUED),
+    )
+    options.close()
+    return task
+
+
+def _limit(options: Options, broker_options: Options, key: str) -> float | None:
+    """A time limit, at the top of the file or inside ``broker_options``."""
+    if key in options and key in broker_options:
+        broker_options.problem(key, "it here and at the top", "one of the two")
+    # Both are asked, so that both know the key.
+    above, below = options.seconds(key, 0.0), broker_options.seconds(key, 0.0)
+    return above or below or None
+
+
+def _fact_sources(options: Options) -> tuple[Options, ...] | None:
+    """A name, or a list of names and of mappings with a ``type``."""
+    options.mark("fact_sources")
+    value = options.fields.get("fact_sources")
+    if value is None:
+        return None
+    items = value if isinstance(value, list) else [value]
+    named = [{"type": item} if isinstance(item, str) else item for item in items]
+    view = Options({"fact_sources": named}, options.file, "", options.problems, options.base)
+    return tuple(view.sections("fact_sources"))
+
+
+def _absolute(options: Options, key: str, default: str) -> str:
+    path = options.text(key, default)
+    return os.path.join(options.base, path)
+
+
+def _host_name(options: Options, key: str, name: str) -> str:
+    if name and not _NAME.fullmatch(name):
+        options.problem(key, repr(name), "a name without blanks and , | ; = + * ? [ ]")
+    return name
+
+
+def _paths(directory: str, files: Files) -> Iterator[tuple[Path, str]]:
+    agent = Path(directory, "agent.yml")
+    if agent.exists():
+        yield agent, "agent.yml"
+    for folder in FOLDERS:
+        place = Path(directory, folder)
+        if not place.is_dir():
+            continue
+        found = _unsafe(place)
+        if found:
+            expected = "a directory that only root can write"
+            files.problems.append(Problem(folder, "", found, expected))
+            files.broken.update(f"{folder}/{path.name}" for path in _yaml_files(place))
+            continue
+        for path in _yaml_files(place):
+            yield path, f"{folder}/{path.name}"
+
+
+def _yaml_files(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if is_yaml(path.name))
+
+
+def is_yaml(name: str) -> bool:
+    """Whether a file of this name is read: ``*.yml`` and ``*.yaml``, not hidden."""
+    return name.endswith(_SUFFIXES) and not name.startswith(".")
+
+
+def _read(path: Path, file: str, directory: str, files: Files) -> Document | None:
+    def broken(found: str, expected: str) -> Document | None:
+        files.problems.append(Problem(file, "", found, expected))
+        return None
+
+    try:
+        found = _unsafe(path)
+        if found:
+            return broken(found, "a file that only root can write (chmod go-w, chown root)")
+        text = path.read_bytes()
+        fields = yamlfile.load(text)
+    except OSError as exc:
+        return broken(f"{exc.strerror}", "a readable file")
+    except ValueError as exc:
+        return broken(str(exc), "valid YAML")
+    if fields is None and file == "agent.yml":
+        fields = {}
+    if not isinstance(fields, dict) or (not fields and file.startswith("tasks/")):
+        return broken("nothing" if not fields else "no mapping", "a mapping (key: value)")
+    plain = {str(key): value for key, value in fields.items()}
+    return Document(file, path.stem, text, plain, os.path.abspath(directory))
+
+
+def _unsafe(path: Path) -> str:
+    """Who could change *path* besides root and the daemon's user; empty if nobody."""
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"a file of user {status.st_uid}"
+    shared = status.st_mode & 0o020 and status.st_gid not in (0, os.getegid())
+    if shared or status.st_mode & 0o002:
+        return f"mode {status.st_mode & 0o7777:04o}, which others can write"
+    return ""

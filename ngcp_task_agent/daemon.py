@@ -1,0 +1,280 @@
+"""
+The daemon's life: start, serve, read the files again, stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import __version__, processes
+from .agent import Agent
+from .app import Loader, Setup, close_brokers, close_later
+from .brokers.builtin import AnswerBroker
+from .config import is_yaml
+from .destination import Node
+from .dispatch import Dispatcher, Task
+from .errors import BackendError, ConfigError, Problem
+from .interfaces import Backend
+from .logs import configure
+from .systemd import Notifier
+from .watch import Watch
+
+FIRST_CONNECTION = 0.4  # seconds the start waits for the backends to be reached
+STATUS_EVERY = 10.0  # seconds between two status lines at the most, while something happens
+END_TIMEOUT = processes.KILL_AFTER + processes.GIVE_UP_AFTER + 1.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One run of the program.
+
+    Args:
+        directory: The configuration directory.
+        notifier: Where readiness, status and signs of life go.
+    """
+
+    def __init__(self, directory: str, notifier: Notifier) -> None:
+        self._loader = Loader(directory)
+        self._notifier = notifier
+        self._setup = self._loader.load()
+        self._reported: list[Problem] = []
+        self._began = time.monotonic()
+        self._dispatcher = Dispatcher(self._node)
+        self._serving: dict[str, tuple[Backend, asyncio.Task[None]]] = {}
+        self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._agent: Agent
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            OSError: The kernel lacks something this cannot work without.
+        """
+        settings = self._setup.settings
+        configure(settings.log_level, settings.log_format)
+        log.info(
+            "ngcp-task-agent %s starting, configuration in %s", __version__, self._loader.directory
+        )
+        loop = asyncio.get_running_loop()
+        processes.adopt_orphans(loop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        self._agent = Agent(self._dispatcher, settings.limits, _spool_dir(settings.state_dir))
+        watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
+        self._watch_directories(watch)
+        await self._setup.facts.start()
+        await self._apply(self._setup)
+        await self._connected()
+        self._notifier.notify(READY=1, STATUS=self._status())
+        log.info("ready: %s", self._status())
+        if self._notifier.watchdog:
+            self._spawn(self._feed_watchdog())
+        self._watch = watch
+        await self._stop.wait()
+        watch.close()
+        await self._shut_down()
+
+    def _node(self) -> Node:
+        return self._setup.facts.node()
+
+    async def _apply(self, setup: Setup) -> None:
+        """Make *setup* what is served, in one step; jobs that run keep what they have."""
+        before, self._setup = self._setup, setup
+        old_tasks = self._dispatcher.tasks
+        tasks = {**setup.tasks, **self._own_tasks()}
+        self._report(setup, old_tasks)
+        self._agent.limits = setup.settings.limits
+        self._dispatcher.tasks = tasks
+        await self._serve(setup)
+        await close_brokers(close_later(old_tasks, tasks))
+        if before.facts is not setup.facts:
+            await before.facts.stop()
+
+    async def _serve(self, setup: Setup) -> None:
+        """Start the backends that are new, stop those that are gone."""
+        for name, backend in setup.backends.items():
+            backend.listen({t.control_channel for t in setup.tasks.values() if t.backend == name})
+        for name, (backend, serving) in list(self._serving.items()):
+            if setup.backends.get(name) is not backend:
+                del self._serving[name]
+                await _stop_backend(backend, serving)
+                self._spawn(_close_quietly(backend))
+        for name, backend in setup.backends.items():
+            if name not in self._serving:
+                try:
+                    await backend.open()
+                except BackendError as exc:
+                    log.error("backend %s is not to be had: %s", name, exc)
+                    continue
+                serving = asyncio.create_task(self._agent.serve(name, backend), name=name)
+                serving.add_done_callback(_must_not_fail)
+                self._serving[name] = (backend, serving)
+
+    def _own_tasks(self) -> dict[str, Task]:
+        answers: dict[str, tuple[Callable[[], Any], str]] = {
+            "agent.ping": (self._about, "this agent's name, version, facts and uptime"),
+            "agent.tasks": (self._about_tasks, "the tasks this agent has"),
+        }
+        return {
+            name: self._dispatcher.tasks.get(name)
+            or Task(name, AnswerBroker(answer), description=text)
+            for name, (answer, text) in answers.items()
+        }
+
+    def _about(self) -> dict[str, Any]:
+        node = self._node()
+        return {
+            "name": node.name,
+            "aliases": list(node.aliases),
+            "version": __version__,
+            "facts": {key: sorted(values) for key, values in node.facts.items()},
+            "uptime": round(time.monotonic() - self._began, 3),
+        }
+
+    def _about_tasks(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": task.name,
+                "description": task.description,
+                "arguments": None,
+                "timeout": task.timeout,
+                "run_timeout": task.run_timeout,
+                "max_running": task.gate.max_running,
+                "running": task.gate.running,
+                "queued": task.gate.queued,
+            }
+            for _, task in sorted(self._dispatcher.tasks.items())
+        ]
+
+    def _reload_soon(self) -> None:
+        self._spawn(self._reload())
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            if self._stop.is_set():
+                return
+            self._notifier.notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+            try:
+                setup = await asyncio.to_thread(self._loader.load)
+            except ConfigError as exc:
+                self._complain(list(exc.problems), [])
+            else:
+                before, now = self._setup.settings, setup.settings
+                if (before.state_dir, before.local_socket) != (now.state_dir, now.local_socket):
+                    log.warning("agent.yml: state_dir and local_socket change at the next start")
+                configure(now.log_level, now.log_format)
+                if setup.facts is not self._setup.facts:
+                    await setup.facts.start()
+                await self._apply(setup)
+                self._watch_directories(self._watch)
+            self._notifier.notify(READY=1, STATUS=self._status())
+
+    def _watch_directories(self, watch: Watch) -> None:
+        directory = self._loader.directory
+        watch.add([directory, *(os.path.join(directory, name) for name in ("backends", "tasks"))])
+
+    def _report(self, setup: Setup, old: Any) -> None:
+        changes = []
+        for word, names in (
+            ("new", setup.tasks.keys() - old.keys()),
+            ("gone", {n for n in old if not n.startswith("agent.")} - setup.tasks.keys()),
+            ("changed", {n for n, t in setup.tasks.items() if n in old and old[n] is not t}),
+        ):
+            if names:
+                changes.append(f"{word}: {', '.join(sorted(names))}")
+        if changes:
+            log.info("tasks %s", "; ".join(changes))
+        self._complain(setup.problems, setup.warnings)
+
+    def _complain(self, problems: list[Problem], warnings: list[Problem]) -> None:
+        """Log what is wrong, each mistake once for as long as it stays."""
+        for problem in problems:
+            if problem not in self._reported:
+                log.error("%s; the last good version, if any, goes on", problem)
+        for problem in warnings:
+            if problem not in self._reported:
+                log.warning("%s", problem)
+        self._reported = [*problems, *warnings]
+
+    async def _connected(self) -> None:
+        """Wait a moment for the backends, so that ready means reachable where it can."""
+        end = time.monotonic() + FIRST_CONNECTION
+        while time.monotonic() < end:
+            if all(backend.state().connected for backend, _ in self._serving.values()):
+                return
+            await asyncio.sleep(0.005)
+
+    def _status(self) -> str:
+        states = [backend.state().text for backend, _ in self._serving.values()]
+        return f"{self._node().name}: {len(self._setup.tasks)} tasks; " + "; ".join(states)
+
+    async def _feed_watchdog(self) -> None:
+        """Fed by the loop itself, and only while every backend is sound."""
+        while True:
+            unsound = [n for n, (b, _) in self._serving.items() if not b.state().sound]
+            if unsound:
+                log.error("backend %s is stuck; the watchdog is not fed", ", ".join(unsound))
+            else:
+                self._notifier.notify(WATCHDOG=1)
+            await asyncio.sleep(self._notifier.watchdog / 2)
+
+    async def _shut_down(self) -> None:
+        log.info("stopping")
+        self._notifier.notify(STOPPING=1, STATUS="stopping")
+        await self._agent.drain(self._setup.settings.grace)
+        async with self._reloading:
+            for backend, serving in self._serving.values():
+                await _stop_backend(backend, serving)
+            await close_brokers(list(self._dispatcher.tasks.values()))
+            await asyncio.gather(*(backend.close() for backend, _ in self._serving.values()))
+        try:
+            await asyncio.wait_for(processes.all_ended(), END_TIMEOUT)
+        except TimeoutError:
+            log.error("processes are left that could not be ended")
+        await self._setup.facts.stop()
+        for task in self._tasks:
+            task.cancel()
+        log.info("stopped")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_must_not_fail)
+
+
+async def _stop_backend(backend: Backend, serving: asyncio.Task[None]) -> None:
+    await backend.stop()
+    serving.cancel()
+    await asyncio.wait((serving,))
+
+
+async def _close_quietly(backend: Backend) -> None:
+    await backend.close()
+
+
+def _must_not_fail(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("%s failed: this is a bug", task.get_name(), exc_info=task.exception())
+
+
+def _spool_dir(state_dir: str) -> str:
+    """Where large output waits: below the state directory if it can be written."""
+    path = os.path.join(state_dir, "spool")
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as exc:
+        log.warning("%s cannot be made (%s); large output goes to the system's temporary files",
+                    path, exc.strerror)  # fmt: skip
+        return ""
+    return path

@@ -1,0 +1,195 @@
+"""
+From a request to a job: is it for this node, is there such a task, is there room?
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .destination import Node
+from .errors import NotForThisNode, Rejected
+from .interfaces import Broker, Delivery, Job
+from .messages import Request
+
+TIMEOUT = 9.5  # seconds from accepted; clients stop listening after 10
+MAX_RUNNING = 16  # jobs of one task side by side
+MAX_QUEUED = 1000  # jobs of one task waiting
+LOCAL = "local"  # the backend through which the administrator reaches every task
+
+
+class Gate:
+    """Lets a limited number of jobs run; the others wait in the order they came."""
+
+    __slots__ = ("_waiting", "max_queued", "max_running", "running")
+
+    def __init__(self, max_running: int = MAX_RUNNING, max_queued: int = MAX_QUEUED) -> None:
+        self.max_running = max_running
+        self.max_queued = max_queued
+        self.running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait."""
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody may join, not even to wait."""
+        return self.running >= self.max_running and self.queued >= self.max_queued
+
+    def join(self) -> asyncio.Future[None] | None:
+        """Take a place, or a future that is done when a place has come free."""
+        if self.running < self.max_running:
+            self.running += 1
+            return None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        return waiter
+
+    def withdraw(self, waiter: asyncio.Future[None]) -> None:
+        """Wait no longer."""
+        if waiter.done():
+            self.leave()
+        else:
+            self._waiting.remove(waiter)
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.running -= 1
+        while self._waiting and self.running < self.max_running:
+            self.running += 1
+            self._waiting.popleft().set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task file, loaded and checked.
+
+    Attributes:
+        name: What requests call it.
+        broker: Does the work.
+        backend: Name of the backend it listens on; empty for all of them.
+        control_channel: Where on that backend.
+        description: One line for people.
+        timeout: Seconds from accepted to the end, waiting included; None for no limit.
+        run_timeout: Seconds from the job's start to its end; None for no limit.
+        gate: How many jobs may run and wait.
+    """
+
+    name: str
+    broker: Broker
+    backend: str = ""
+    control_channel: str = ""
+    description: str = ""
+    timeout: float | None = TIMEOUT
+    run_timeout: float | None = None
+    gate: Gate = field(default_factory=Gate)
+
+    def hears(self, backend: str, control_channel: str) -> bool:
+        """Whether requests that came in there may run it."""
+        return (
+            backend == LOCAL
+            or not self.backend
+            or (self.backend == backend and self.control_channel == control_channel)
+        )
+
+
+class Admission(NamedTuple):
+    """What `admit` has decided.
+
+    Attributes:
+        task: What is to be done.
+        job: For whom, with what.
+        node: The name the answers are signed with.
+        timeout: Seconds from now to the end; None for no limit.
+        fault: Why the job cannot succeed; it is to be accepted all the same,
+            because the request does not name this node and may not be rejected.
+    """
+
+    task: Task
+    job: Job
+    node: str
+    timeout: float | None
+    fault: str = ""
+
+
+class Dispatcher:
+    """Decides; never runs anything.
+
+    Args:
+        node: Tells what this host is at the moment; called for each request.
+
+    Attributes:
+        tasks: By name; replaced as a whole when the files are read again.
+        stopping: Whether new requests are refused.
+    """
+
+    def __init__(self, node: Callable[[], Node]) -> None:
+        self._node = node
+        self.tasks: Mapping[str, Task] = {}
+        self.stopping = False
+
+    @property
+    def node_name(self) -> str:
+        """What answers are signed with."""
+        return self._node().name
+
+    def admit(self, request: Request, delivery: Delivery, backend: str) -> Admission:
+        """Accept *request* or say why not.
+
+        Args:
+            request: What is wished.
+            delivery: How it came.
+            backend: Name of the backend it came by.
+
+        Raises:
+            NotForThisNode: It is somebody else's, or it cannot be served and does
+                not name this node, so that a refusal would be unasked for.
+            Rejected: It names this node and cannot be served.
+        """
+        # The node is asked first: a request for somebody else must not be
+        # answered, not even with "unknown task".
+        node = self._node()
+        local = delivery.local or request.src == node.name or request.src in node.aliases
+        if not request.dst.selects(node, local):
+            raise NotForThisNode
+        task = self.tasks.get(request.task)
+        if task is None or not task.hears(backend, delivery.control_channel):
+            raise _refusal(request, node, local, f"unknown task {request.task!r}")
+        if self.stopping:
+            raise _refusal(request, node, local, "the agent is stopping")
+        if task.gate.full:
+            reason = f"{task.gate.running} jobs run and {task.gate.queued} wait (max_queued)"
+            raise _refusal(request, node, local, reason)
+        timeout, fault = _time_limit(request, task)
+        if fault and request.dst.names(node, local):
+            raise Rejected(fault)
+        job = Job(
+            request.task, request.uuid, request.src, request.data, request.arguments(),
+            request.options,
+        )  # fmt: skip
+        return Admission(task, job, node.name, timeout, fault)
+
+
+class Crowded(NotForThisNode):
+    """A limit is reached, and the request does not name this node: silence, but counted."""
+
+
+def _refusal(request: Request, node: Node, local: bool, reason: str) -> Exception:
+    if request.dst.names(node, local):
+        return Rejected(reason)
+    return NotForThisNode() if reason.startswith("unknown task") else Crowded(reason)
+
+
+def _time_limit(request: Request, task: Task) -> tuple[float | None, str]:
+    wish = request.options.get("timeout")
+    if wish is None:
+        return task.timeout, ""
+    if isinstance(wish, bool) or not isinstance(wish, int | float) or not 0 < wish < 1e9:
+        return task.timeout, f"options.timeout: found {wish!r:.80}; expected seconds, more than 0"
+    return (wish if task.timeout is None else min(wish, task.timeout)), ""

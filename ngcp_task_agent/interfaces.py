@@ -1,0 +1,185 @@
+"""
+The shapes a plug-in must have. Read this file first when adding one.
+
+A plug-in imports from here and from the floors below (`processes`, `options`,
+`messages`, `destination`, `errors`) and nothing else of this package; it is found
+by name through `registry`. Its factory is called with `Options`: it reads what it
+knows and notes mistakes there, when the file is loaded, so that a wrong file fails
+`ngcp-task-agent check` and never a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from .messages import encode
+from .options import Options
+
+
+class Delivery(NamedTuple):
+    """One message from a backend.
+
+    Attributes:
+        payload: The bytes as they came.
+        control_channel: Where they came in.
+        local: Whether the sender is on this host, or the bus is: such a request
+            reaches this node as ``local`` and ``localhost``.
+        address: Where answers go; empty if the request has to say
+            (`options.feedback_channel`).
+    """
+
+    payload: bytes
+    control_channel: str
+    local: bool = False
+    address: str = ""
+
+
+class Backend(Protocol):
+    """Carries bytes in and out; knows nothing of requests."""
+
+    def subscription(self, options: Options) -> str:
+        """Read a task's ``backend_options``: the control channel it listens on."""
+
+    async def open(self) -> None:
+        """Claim what has to be claimed before the first `receive`.
+
+        Raises:
+            BackendError: It cannot be had; the daemon goes on without this backend.
+        """
+
+    def listen(self, channels: Iterable[str]) -> None:
+        """Take requests from exactly these control channels from now on."""
+
+    def receive(self) -> AsyncIterator[Delivery]:
+        """Yield deliveries until `stop`; reconnects by itself, for ever."""
+
+    def deliver(self, address: str, payload: bytes) -> None:
+        """Hand over one encoded response; never waits.
+
+        Responses leave in this order on one connection. While the transport is
+        away they wait in a bounded queue; what does not fit is dropped and counted.
+        """
+
+    async def flush(self, address: str) -> None:
+        """Wait until what was delivered to *address* has left, paced so that a
+        reader of ordinary speed keeps up."""
+
+    async def stop(self) -> None:
+        """End `receive`; answers may still be delivered."""
+
+    async def close(self) -> None:
+        """Send what waits, for a bounded time, and disconnect."""
+
+    def state(self) -> BackendState:
+        """How the transport is, for status lines and the watchdog."""
+
+
+class BackendState(NamedTuple):
+    """How a backend is.
+
+    Attributes:
+        connected: Whether the other side is reached.
+        sound: Whether the machinery works: connected and heard from, or trying
+            to connect. False asks for a restart.
+        text: One line for people.
+        dropped: Responses lost since the start.
+    """
+
+    connected: bool
+    sound: bool
+    text: str
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An accepted request, as a broker sees it.
+
+    Attributes:
+        task: Name of the task.
+        uuid: The request's uuid; not necessarily a UUID, not necessarily unique.
+        src: The client's host name, as it claims.
+        data: The request's `data`, as it came.
+        arguments: `data` as a mapping; whoever may publish chose every byte.
+        options: The request's `options`.
+    """
+
+    task: str
+    uuid: str
+    src: str = ""
+    data: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """`data` as text: a string as it is, anything else as JSON, nothing as ""."""
+        if self.data is None or isinstance(self.data, str):
+            return self.data or ""
+        return encode(self.data).decode()
+
+
+class Output(Protocol):
+    """Where a broker puts what it has to say; a job has one of text and result."""
+
+    async def write(self, piece: bytes) -> None:
+        """Add to the text of the answer: UTF-8, decoded with replacement."""
+
+    def result(self, value: Any) -> None:
+        """Set the answer to a value that JSON has a form for."""
+
+
+class Broker(Protocol):
+    """Does the work of one task."""
+
+    async def run(self, job: Job, output: Output) -> None:
+        """Do *job*; returning means done.
+
+        Cancellation means that the time is over or the agent stops: end all you
+        have started and let `asyncio.CancelledError` through. The client may be
+        answered before you are finished, but the place is yours until then.
+
+        Raises:
+            BrokerError: The work failed; the text is shown to the client.
+        """
+
+    async def close(self) -> None:
+        """The task is gone or replaced; jobs that run may still end."""
+
+
+class BrokerFactory(Protocol):
+    """What a broker's name in the registry stands for."""
+
+    def __call__(self, options: Options) -> Broker: ...
+
+
+class Reading(NamedTuple):
+    """What a fact source has found out.
+
+    Attributes:
+        facts: Key to all present values; a key left out is unknown.
+        name: The node's name, if the source knows it.
+    """
+
+    facts: Mapping[str, frozenset[str]]
+    name: str = ""
+
+
+class FactSource(Protocol):
+    """Finds out something about this host.
+
+    Attributes:
+        interval: Seconds between two readings; 0 for one that never changes.
+        max_age: Seconds after which a reading is stale and matches nothing.
+    """
+
+    interval: float
+    max_age: float
+
+    async def read(self) -> Reading:
+        """Look now.
+
+        Raises:
+            OSError, ValueError: Nothing can be said at the moment.
+        """

@@ -1,0 +1,118 @@
+"""
+Where a job's output is kept until the job is over: in memory, then on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+from .errors import BrokerError
+
+MEMORY = 1024 * 1024  # bytes of one job's output kept in memory; more goes to disk
+BLOCK = 256 * 1024  # bytes read back at a time
+
+
+class Collector:
+    """The `Output` of one job.
+
+    Args:
+        spool_dir: Where the unlinked temporary file is made that takes more than
+            `MEMORY` bytes; empty for the system's default. It is no place in
+            memory, unlike /tmp on many systems.
+
+    Attributes:
+        size: Bytes of text so far.
+        has_result: Whether the broker gave a value instead of text.
+        value: That value.
+    """
+
+    __slots__ = ("_file", "_held", "_pieces", "_spool_dir", "_spooled", "closed", "has_result",
+                 "value")  # fmt: skip
+
+    def __init__(self, spool_dir: str = "") -> None:
+        self.has_result = False
+        self.value: Any = None
+        self.closed = False
+        self._spool_dir = spool_dir
+        self._pieces: list[bytes] = []
+        self._held = 0  # bytes in _pieces
+        self._spooled = 0  # bytes in _file
+        self._file: IO[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        return self._spooled + self._held
+
+    async def write(self, piece: bytes) -> None:
+        """Add to the text; ignored once `closed`.
+
+        Raises:
+            BrokerError: The disk is full.
+        """
+        if self.closed:
+            return
+        self._pieces.append(piece)
+        self._held += len(piece)
+        if self._held > MEMORY:
+            await self._spool()
+
+    def result(self, value: Any) -> None:
+        """Set the answer to *value* instead of the text."""
+        if not self.closed:
+            self.has_result = True
+            self.value = value
+
+    def text(self) -> str:
+        """All text at once."""
+        if self._file is None:
+            return b"".join(self._pieces).decode("utf-8", "replace")
+        return "".join(self.blocks())
+
+    def blocks(self) -> Iterator[str]:
+        """All text, about `BLOCK` characters at a time; may be called again."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for start in range(0, self._spooled, BLOCK):
+            assert self._file is not None
+            length = min(BLOCK, self._spooled - start)
+            yield decoder.decode(os.pread(self._file.fileno(), length, start))
+        yield decoder.decode(b"".join(self._pieces), final=True)
+
+    def discard(self) -> None:
+        """Give back memory and disk."""
+        self.closed = True
+        self._pieces = []
+        self._held = self._spooled = 0
+        self.value = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    async def _spool(self) -> None:
+        pieces, held = self._pieces, self._held
+        try:
+            await asyncio.to_thread(self._append, b"".join(pieces))
+        except OSError as exc:
+            raise BrokerError(f"the output cannot be kept: {exc.strerror or exc}") from exc
+        # Until here a reader sees the pieces; from here the file. A job answered
+        # at its time limit may have been discarded in between.
+        if self._file is not None:
+            self._spooled += held
+            self._pieces, self._held = [], 0
+
+    def _append(self, data: bytes) -> None:
+        if self.closed:
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 (closed by discard)
+                dir=self._spool_dir or None, buffering=0
+            )
+        view = memoryview(data)
+        offset = self._spooled
+        while view:
+            written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[written:], offset + written

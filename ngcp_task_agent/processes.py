@@ -1,0 +1,431 @@
+"""
+Programs and all that descends from them: start, read, end the whole tree, reap.
+
+The daemon is a child subreaper: what a program leaves behind becomes the daemon's
+child, wherever it has moved to (`setsid`, double fork), and so can always be found.
+A process belongs to a program if it descends from it, is in its session or process
+group, carries its mark in the environment, or holds its output open. One that hides
+from all of these is ended with the last program it could have come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import logging
+import math
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
+GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
+LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended
+SWEEP_AFTER = 0.2  # seconds from a child's death until forgotten children are reaped
+READ_SIZE = 256 * 1024  # bytes
+DRAIN = 0.25  # seconds for the output of children to end after the program itself has
+MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
+_PR_SET_CHILD_SUBREAPER = 36
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+log = logging.getLogger(__name__)
+
+# The kernel keeps one list of children for the whole process; this is its mirror:
+# the programs we have started and not yet reaped, by pid.
+_running: dict[int, Program] = {}
+
+
+class Process(NamedTuple):
+    """One line of the process table; `started` in clock ticks since boot."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    started: int
+
+
+class Program:
+    """A started program, the leader of its own session.
+
+    Args:
+        argv: Program (name or path) and its arguments; never a shell.
+        env: The whole environment; `MARK` is added.
+        cwd: Directory to start in; empty for the daemon's.
+        umask: File mode mask; -1 for the daemon's.
+        stdin: File descriptor to read from, or `subprocess.DEVNULL`.
+        pass_fds: Further descriptors the program inherits.
+        capture: Whether stdout and stderr are pipes read by `read` and `stderr`;
+            else both are the daemon's stderr.
+
+    Raises:
+        OSError: It could not be started; nothing is left of it.
+        ValueError: A NUL character in an argument.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        cwd: str = "",
+        umask: int = -1,
+        stdin: int = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
+        capture: bool = True,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._mark = uuid.uuid4().hex
+        self.began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
+        # Popen blocks until the program is running, by vfork, whose cost does not
+        # grow with this process. So there is no await between start and record,
+        # where a cancellation could leave a program that nobody knows of.
+        self._popen = subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=subprocess.PIPE if capture else 2,
+            stderr=subprocess.PIPE if capture else None,
+            bufsize=0,
+            env={**env, MARK: self._mark},
+            cwd=cwd or None,
+            umask=umask,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+        _running[self.pid] = self
+        self._exited: asyncio.Future[int] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self._stdout = _Pipe(self._loop, self._popen.stdout) if capture else None
+        self._stderr = _Tail(self._loop, self._popen.stderr) if capture else None
+        self._known: dict[int, int] = {}  # descendants seen: pid to start time
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, minus the signal number, or None while it runs."""
+        return self._popen.returncode
+
+    @property
+    def stderr(self) -> bytes:
+        """The last bytes of stderr."""
+        return self._stderr.data if self._stderr else b""  # also after the end
+
+    async def read(self) -> bytes:
+        """The next piece of stdout; empty at its end, or once the program has ended
+        and a child of it that holds on to the pipe says nothing more."""
+        assert self._stdout is not None
+        return await self._stdout.read()
+
+    async def wait(self) -> int:
+        """The exit code, or minus the signal number, of the program itself."""
+        return await asyncio.shield(self._exited)
+
+    def finish(self) -> None:
+        """Close; where the program has left children behind, end them first, meanwhile."""
+        if self._ending is None and self._exited.done() and not self._leftovers():
+            self._close()
+        elif self._pidfd >= 0:
+            self._start_ending()
+
+    async def end(self) -> None:
+        """End the whole tree: SIGTERM, `KILL_AFTER` seconds, SIGKILL; then close.
+
+        Goes on to the end even where the caller is cancelled.
+        """
+        await asyncio.shield(self._start_ending())
+
+    def _start_ending(self) -> asyncio.Task[None]:
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._end())
+        return self._ending
+
+    async def _end(self) -> None:
+        began = self._loop.time()
+        termed: set[int] = set()
+        while members := self._members():
+            elapsed = self._loop.time() - began
+            if elapsed > KILL_AFTER + GIVE_UP_AFTER:
+                log.error("processes %s cannot be ended", [m.pid for m in members])
+                break
+            if elapsed > KILL_AFTER:
+                _signal(members, signal.SIGKILL)
+            else:
+                fresh = [m for m in members if m.pid not in termed]
+                _signal(fresh, signal.SIGTERM)
+                _signal(fresh, signal.SIGCONT)  # a stopped process hears nothing else
+                termed.update(m.pid for m in fresh)
+            await asyncio.sleep(LOOK_EVERY)
+        self._close()
+
+    def _members(self) -> list[Process]:
+        """Everyone alive who belongs to this program; the dead ones are reaped."""
+        table = {process.pid: process for process in _process_table()}
+        _reap_strays(table)
+        ours = [p for p in table.values() if p.state not in "ZX" and self._owns(p, table)]
+        self._known.update((p.pid, p.started) for p in ours)
+        return ours
+
+    def _owns(self, process: Process, table: Mapping[int, Process]) -> bool:
+        """Whether *process* descends from this program, over whatever detours."""
+        ancestor: Process | None = process
+        while ancestor is not None:
+            if ancestor.pid == self.pid or self._known.get(ancestor.pid) == ancestor.started:
+                return True
+            if ancestor.parent == os.getpid():
+                return self._left_behind(ancestor)
+            ancestor = table.get(ancestor.parent)
+        return False
+
+    def _left_behind(self, child: Process) -> bool:
+        """Whether *child* of the daemon was once a descendant of this program."""
+        if child.pid in _running or child.session == os.getsid(0):
+            return False  # another program's, or a child that a plug-in has started itself
+        if self.pid in (child.session, child.group):
+            return True
+        mark = _mark_of(child.pid)
+        if mark:
+            return mark == self._mark
+        others = (p for p in _running.values() if p is not self and p._stdout is not None)
+        return self._holds_pipe(child.pid) or not any(p.began <= child.started for p in others)
+
+    def _leftovers(self) -> bool:
+        """Whether the program, itself at its end, has left anybody behind."""
+        for pid in _strays():
+            with suppress(OSError):
+                child = _read_process(pid)
+                if child.state not in "ZX" and self._left_behind(child):
+                    return True
+        return False
+
+    def _holds_pipe(self, pid: int) -> bool:
+        return bool(self._stdout and self._stdout.inode in _pipes_of(pid))
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        code = self._popen.poll()
+        self._exited.set_result(-signal.SIGKILL if code is None else code)
+        if self._stdout is not None:
+            self._stdout.program_ended()
+
+    def _close(self) -> None:
+        if self._pidfd < 0:
+            return
+        if not self._exited.done():
+            self._on_exit()
+        os.close(self._pidfd)
+        self._pidfd = -1
+        for pipe in (self._stdout, self._stderr):
+            if pipe is not None:
+                pipe.close()
+        _running.pop(self.pid, None)
+
+
+class _Pipe:
+    """stdout, read by whoever waits for it: a slow reader slows the program down."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: object) -> None:
+        self._loop = loop
+        self._stream = stream
+        self._fd = _fileno(stream)
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline = math.inf  # loop time; then only what is in the pipe is read
+
+    @property
+    def inode(self) -> int:
+        return os.fstat(self._fd).st_ino
+
+    async def read(self) -> bytes:
+        while self._fd >= 0:
+            last = self._loop.time() >= self._deadline
+            try:
+                piece = os.read(self._fd, READ_SIZE)
+            except BlockingIOError:
+                if last:
+                    break
+                await self._readable()
+                continue
+            if last:  # a pipe that is always full would otherwise never end
+                self.close()
+            return piece
+        return b""
+
+    async def _readable(self) -> None:
+        self._waiter = self._loop.create_future()
+        self._loop.add_reader(self._fd, self._wake)
+        timer = (
+            self._loop.call_at(self._deadline, self._wake) if self._deadline < math.inf else None
+        )
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if self._fd >= 0:
+                self._loop.remove_reader(self._fd)
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def program_ended(self) -> None:
+        self._deadline = self._loop.time() + DRAIN
+        self._wake()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._fd = -1
+            self._stream.close()  # type: ignore[attr-defined]
+        self._wake()
+
+
+class _Tail:
+    """stderr, read as it comes; the last `KEEP` bytes are kept."""
+
+    KEEP = 64 * 1024  # bytes
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: object) -> None:
+        self._loop = loop
+        self._stream = stream
+        self._fd = _fileno(stream)
+        self._data = b""
+        loop.add_reader(self._fd, self._read)
+
+    @property
+    def data(self) -> bytes:
+        """What has been written so far, the end of it."""
+        self._read()
+        return self._data
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError):
+            while self._fd >= 0:
+                piece = os.read(self._fd, READ_SIZE)
+                if not piece:
+                    self.close()
+                self._data = (self._data + piece)[-self.KEEP :]
+                if len(piece) < READ_SIZE:
+                    break
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._fd = -1
+            self._stream.close()  # type: ignore[attr-defined]
+
+
+def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
+    """Make this process the parent of all that its programs leave behind.
+
+    Raises:
+        OSError: The kernel refuses (prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
+    reaper = _Reaper(loop)
+    # Not loop.add_signal_handler: uvloop keeps that for its own subprocesses.
+    signal.signal(signal.SIGCHLD, reaper.child_died)
+
+
+class _Reaper:
+    """Reaps adopted children that end by themselves, many at a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due = False
+
+    def child_died(self, *_: object) -> None:
+        if not self._due:
+            self._due = True
+            self._loop.call_soon_threadsafe(self._loop.call_later, SWEEP_AFTER, self._sweep)
+
+    def _sweep(self) -> None:
+        self._due = False
+        if _strays():
+            _reap_strays({process.pid: process for process in _process_table()})
+
+
+async def all_ended() -> None:
+    """Wait until every tree whose end has begun is gone."""
+    endings = [p._ending for p in _running.values() if p._ending is not None]
+    if endings:
+        await asyncio.wait(endings)
+
+
+def _strays() -> list[int]:
+    """The daemon's children that it has not started as programs."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            children = file.read().split()
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [p.pid for p in _process_table() if p.parent == pid and p.pid not in _running]
+    return [child for child in map(int, children) if child not in _running]
+
+
+def _reap_strays(table: Mapping[int, Process]) -> None:
+    for pid in _strays():
+        process = table.get(pid)
+        if process and process.state == "Z" and process.session != os.getsid(0):
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _process_table() -> Iterator[Process]:
+    """Every process there is; see proc_pid_stat(5)."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError, ValueError, IndexError):
+                yield _read_process(int(name))
+
+
+def _read_process(pid: int) -> Process:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The second field is the name in parentheses, with any bytes in it.
+        fields = file.read().rpartition(b")")[2].split()
+    parent, group, session = map(int, fields[1:4])
+    return Process(pid, fields[0].decode(), parent, group, session, int(fields[19]))
+
+
+def _mark_of(pid: int) -> str:
+    with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        for entry in file.read().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == MARK.encode():
+                return value.decode("ascii", "replace")
+    return ""
+
+
+def _pipes_of(pid: int) -> set[int]:
+    found = set()
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                found.add(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
+    return found
+
+
+def _signal(processes: Sequence[Process], number: int) -> None:
+    for process in processes:
+        try:
+            os.kill(process.pid, number)
+        except OSError as exc:
+            if exc.errno != errno.ESRCH:
+                log.warning("cannot signal process %d: %s", process.pid, exc.strerror)
+
+
+def _fileno(stream: object) -> int:
+    fd: int = stream.fileno()  # type: ignore[attr-defined]
+    os.set_blocking(fd, False)
+    return fd
