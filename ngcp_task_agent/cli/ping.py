@@ -1,0 +1,54 @@
+"""
+``ngcp-task ping``: which agents are there, and what is true of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from ..client import ClientError
+from .link import EXIT, fail, link_options, open_client
+from .show import as_json, printable, show_missing
+
+TASK = "agent.ping"
+
+
+@click.command()
+@click.option("--dst", default="*", show_default=True, metavar="DST", help="Which nodes.")
+@click.option("--timeout", default=2.0, show_default=True, type=click.FloatRange(0.01),
+              metavar="SECONDS", help="For everything.")  # fmt: skip
+@click.option("--json", "json_", is_flag=True, help="One JSON document at the end.")
+@link_options
+def ping(dst: str, timeout: float, json_: bool, **link: str | None) -> None:
+    """Show the agents that answer: name, version, uptime, facts, time to the answer.
+
+    \b
+    ngcp-task ping --dst '*|role=proxy'
+    """
+    client = open_client(link)
+    began = time.monotonic()
+    taken: list[float] = []
+
+    def note_time(response: dict[str, object]) -> None:
+        if response["status"] == "done":
+            taken.append(time.monotonic() - began)
+
+    with client:
+        try:
+            result = client.send(TASK, dst=dst, timeout=timeout, on_response=note_time)
+        except ClientError as exc:
+            fail(exc)
+    if json_:
+        click.echo(as_json(result, TASK, dst))
+    else:
+        done = [run for run in result.runs if run.status == "done"]
+        for run, seconds in zip(done, taken, strict=False):
+            about = run.data
+            facts = " ".join(f"{key}={'+'.join(vs)}" for key, vs in sorted(about["facts"].items()))
+            line = f"{run.src:<16} {about['version']:<8} {about['uptime']:>10.0f} s  {facts}"
+            click.echo(printable(f"{line}  ({seconds * 1000:.0f} ms)"))
+        show_missing(result)
+    sys.exit(EXIT[result.outcome])
