@@ -249,4 +249,6 @@ def describe(value: Any) -> str:
 def _suggest(key: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1)
-    return f"{near[0]!r}" if near else "one of " + ", ".join(names)
+    if near:
+        return repr(near[0])
+    return "one of " + ", ".join(names) if names else "no keys here"

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import itertools
 import logging
 import math
 import os
+import secrets
 import signal
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -35,6 +36,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 log = logging.getLogger(__name__)
+
+_SECRET = secrets.token_hex(16)  # so that nobody can carry the mark of another agent's job
+_numbers = itertools.count(1)
 
 # The kernel keeps one list of children for the whole process; this is its mirror:
 # the programs we have started and not yet reaped, by pid.
@@ -82,30 +86,38 @@ class Program:
         capture: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._mark = uuid.uuid4().hex
+        self._mark = f"{_SECRET}-{next(_numbers)}"
         self.began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
-        # Popen blocks until the program is running, by vfork, whose cost does not
-        # grow with this process. So there is no await between start and record,
-        # where a cancellation could leave a program that nobody knows of.
-        self._popen = subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=subprocess.PIPE if capture else 2,
-            stderr=subprocess.PIPE if capture else None,
-            bufsize=0,
-            env={**env, MARK: self._mark},
-            cwd=cwd or None,
-            umask=umask,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
+        outer = [os.pipe2(os.O_CLOEXEC) for _ in range(2)] if capture else []
+        try:
+            # Popen blocks until the program is running, by vfork, whose cost does not
+            # grow with this process. So there is no await between start and record,
+            # where a cancellation could leave a program that nobody knows of.
+            self._popen = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=outer[0][1] if outer else 2,
+                stderr=outer[1][1] if outer else None,
+                env={**env, MARK: self._mark},
+                cwd=cwd or None,
+                umask=umask,
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        except BaseException:
+            for reading, _ in outer:
+                os.close(reading)
+            raise
+        finally:
+            for _, writing in outer:
+                os.close(writing)
         self.pid = self._popen.pid
         _running[self.pid] = self
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
-        self._stdout = _Pipe(self._loop, self._popen.stdout) if capture else None
-        self._stderr = _Tail(self._loop, self._popen.stderr) if capture else None
+        self._stdout = _Pipe(self._loop, outer[0][0]) if outer else None
+        self._stderr = _Tail(self._loop, outer[1][0]) if outer else None
         self._known: dict[int, int] = {}  # descendants seen: pid to start time
         self._ending: asyncio.Task[None] | None = None
 
@@ -232,10 +244,10 @@ class Program:
 class _Pipe:
     """stdout, read by whoever waits for it: a slow reader slows the program down."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stream: object) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        os.set_blocking(fd, False)
         self._loop = loop
-        self._stream = stream
-        self._fd = _fileno(stream)
+        self._fd = fd
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = math.inf  # loop time; then only what is in the pipe is read
 
@@ -284,8 +296,8 @@ class _Pipe:
     def close(self) -> None:
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
+            os.close(self._fd)
             self._fd = -1
-            self._stream.close()  # type: ignore[attr-defined]
         self._wake()
 
 
@@ -294,10 +306,10 @@ class _Tail:
 
     KEEP = 64 * 1024  # bytes
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stream: object) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        os.set_blocking(fd, False)
         self._loop = loop
-        self._stream = stream
-        self._fd = _fileno(stream)
+        self._fd = fd
         self._data = b""
         loop.add_reader(self._fd, self._read)
 
@@ -320,8 +332,8 @@ class _Tail:
     def close(self) -> None:
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
+            os.close(self._fd)
             self._fd = -1
-            self._stream.close()  # type: ignore[attr-defined]
 
 
 def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
@@ -367,8 +379,12 @@ def _strays() -> list[int]:
     """The daemon's children that it has not started as programs."""
     pid = os.getpid()
     try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
-            children = file.read().split()
+        # Asked after each program, so without Python's file objects.
+        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            children = os.read(fd, READ_SIZE).split()
+        finally:
+            os.close(fd)
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         return [p.pid for p in _process_table() if p.parent == pid and p.pid not in _running]
     return [child for child in map(int, children) if child not in _running]
@@ -423,9 +439,3 @@ def _signal(processes: Sequence[Process], number: int) -> None:
         except OSError as exc:
             if exc.errno != errno.ESRCH:
                 log.warning("cannot signal process %d: %s", process.pid, exc.strerror)
-
-
-def _fileno(stream: object) -> int:
-    fd: int = stream.fileno()  # type: ignore[attr-defined]
-    os.set_blocking(fd, False)
-    return fd
