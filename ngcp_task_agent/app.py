@@ -83,7 +83,8 @@ class Loader:
         """
         files = read_directory(self.directory)
         self._asked.clear()
-        settings, facts = self._settings(files)
+        made = self._settings(files)
+        settings, facts = made or (Settings(), _make_facts(Settings()))
         setup = Setup(settings, facts, problems=files.problems)
         self._load_backends(files, setup)
         self._load_tasks(files, setup)
@@ -94,9 +95,11 @@ class Loader:
         }
         for built in self._built.values():
             setup.warnings.extend(built.warnings)
+        if made is None:  # the other files have been looked at all the same, for `check`
+            raise ConfigError(setup.problems)
         return setup
 
-    def _settings(self, files: Files) -> tuple[Settings, Facts]:
+    def _settings(self, files: Files) -> tuple[Settings, Facts] | None:
         document = files.agent or Document("agent.yml", "agent", b"", {}, self.directory)
         if "agent.yml" not in files.broken:
             made: tuple[Settings, Facts] | None = self._reuse(document)
@@ -109,10 +112,7 @@ class Loader:
                 self._built["agent.yml"] = _Built(document.text, made)
                 return made
             files.problems.extend(options.problems)
-        made = self._last_good("agent.yml")
-        if made is None:
-            raise ConfigError(files.problems)
-        return made
+        return self._last_good("agent.yml")  # type: ignore[no-any-return]
 
     def _load_backends(self, files: Files, setup: Setup) -> None:
         documents = dict(files.backends)

@@ -257,8 +257,8 @@ def _read(path: Path, file: str, directory: str, files: Files) -> Document | Non
         return broken(f"{exc.strerror}", "a readable file")
     except ValueError as exc:
         return broken(str(exc), "valid YAML")
-    if fields is None and file == "agent.yml":
-        fields = {}
+    if fields is None and not file.startswith("tasks/"):
+        fields = {}  # all of it may be left at its default
     if not isinstance(fields, dict) or (not fields and file.startswith("tasks/")):
         return broken("nothing" if not fields else "no mapping", "a mapping (key: value)")
     plain = {str(key): value for key, value in fields.items()}
