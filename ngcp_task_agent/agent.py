@@ -20,7 +20,7 @@ from .messages import Request, Response, Status, decode_request, encode_response
 from .output import Collector
 from .replies import Replies
 
-PACE = 96 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
+PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
 BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Agent:
         """Take what *backend*, called *name* in task files, receives, until it stops."""
         async for delivery in backend.receive():
             self.take(delivery, name, backend)
+            del delivery  # it may be large, and the next may be long in coming
 
     def take(self, delivery: Delivery, name: str, backend: Backend) -> None:
         """Decide on one delivery, answer at once, and start the job.

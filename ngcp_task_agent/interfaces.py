@@ -126,6 +126,9 @@ class Output(Protocol):
     async def write(self, piece: bytes) -> None:
         """Add to the text of the answer: UTF-8, decoded with replacement."""
 
+    def cut(self, size: int) -> None:
+        """Keep the first *size* bytes of the text only, at most 1 MiB."""
+
     def result(self, value: Any) -> None:
         """Set the answer to a value that JSON has a form for."""
 

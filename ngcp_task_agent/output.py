@@ -67,6 +67,17 @@ class Collector:
             self.has_result = True
             self.value = value
 
+    def cut(self, size: int) -> None:
+        """Keep the first *size* bytes only, at most `MEMORY`."""
+        if self._file is not None:
+            first = os.pread(self._file.fileno(), size, 0)
+            self._file.close()
+            self._file, self._spooled = None, 0
+        else:
+            first = b"".join(self._pieces)
+        self._pieces = [first[:size]]
+        self._held = len(self._pieces[0])
+
     def text(self) -> str:
         """All text at once."""
         if self._file is None:

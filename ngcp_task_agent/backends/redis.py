@@ -28,6 +28,8 @@ from .redis_server import RedisServer
 PING_INTERVAL = 10.0  # seconds of silence until the server is asked
 PONG_TIMEOUT = 4.0  # seconds for its answer; with the interval less than 15
 CLOSE_TIMEOUT = 2.0  # seconds for the last responses to leave
+LARGE = 1024 * 1024  # bytes; a message beyond this is seldom and hardly a request
+ECHO = b"." * 2048  # see _Relief
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
 BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
 
@@ -89,6 +91,7 @@ class RedisBackend:
                 failures = 0
                 async for delivery in self._read(connection):
                     yield delivery
+                    del delivery  # it may be large, and the next may be long in coming
             except (RedisError, OSError, TimeoutError, BackendError) as exc:
                 await self._lost(exc)
             if not self._stopping:
@@ -147,6 +150,7 @@ class RedisBackend:
     async def _read(self, connection: AbstractConnection) -> AsyncIterator[Delivery]:
         now = asyncio.get_running_loop().time
         local = self._server.local
+        relief = _Relief()
         heartbeat = asyncio.create_task(self._heartbeat(connection), name="redis heartbeat")
         try:
             while True:
@@ -154,8 +158,14 @@ class RedisBackend:
                 self._heard = now()
                 if message[0] == b"message":
                     yield Delivery(message[2], message[1].decode("utf-8", "replace"), local)
+                    relief.alone = False
+                    if len(message[2]) > LARGE:
+                        relief.needed = True
+                        await connection.send_command("PING", ECHO, check_health=False)
                 elif message[0] == b"pong":
                     self._pong.set()
+                    if relief.needed:
+                        await connection.send_command(*relief.after(message), check_health=False)
         finally:
             heartbeat.cancel()
 
@@ -193,6 +203,31 @@ class RedisBackend:
             task = asyncio.ensure_future(_send(connection, name, words))
             self._commands.add(task)
             task.add_done_callback(self._commands.discard)
+
+
+class _Relief:
+    """Makes hiredis give back a buffer that has grown for a large message.
+
+    It does so when it is fed while it holds nothing that has been read, and it
+    forgets what has been read from 1 KiB on. So the server is asked for an echo
+    longer than that, then for one more answer, and again if a message came between.
+
+    Attributes:
+        needed: Whether the buffer is still large.
+        alone: Whether no message has come since the echo.
+    """
+
+    def __init__(self) -> None:
+        self.needed = False
+        self.alone = False
+
+    def after(self, pong: list[bytes]) -> tuple[str | bytes, ...]:
+        """What to ask next."""
+        if pong[1]:
+            self.alone = True
+            return ("PING",)
+        self.needed = not self.alone
+        return ("PING", ECHO) if self.needed else ("PING",)
 
 
 async def _send(connection: AbstractConnection, name: str, words: list[str]) -> None:

@@ -23,6 +23,7 @@ from ..processes import Program
 from ..users import User, find_user
 
 MAX_OUTPUT = 64 * 1024 * 1024  # bytes of stdout; beyond, the program is ended
+FLOOD_SHOWN = 256 * 1024  # bytes of such output that are sent with the error
 REASON_LENGTH = 500  # characters of stderr quoted in a reason
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BLANKS = re.compile(r"[ \t\n\v\f\r]+")
@@ -68,6 +69,7 @@ class CommandBroker:
             while piece := await program.read():
                 size += len(piece)
                 if size > self._max_output:
+                    output.cut(FLOOD_SHOWN)
                     raise BrokerError(f"more than {self._max_output} bytes of output (max_output)")
                 await output.write(piece)
             code = await program.wait()

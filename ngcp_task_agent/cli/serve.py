@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ..daemon import Daemon
 from ..errors import ConfigError
+from ..memory import return_large_blocks
 from ..systemd import Notifier
 
 EXIT_OK = 0
@@ -21,6 +22,7 @@ EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h
 def serve(directory: str) -> int:
     """Run the daemon until it is told to stop; the exit status."""
     _set_title()
+    return_large_blocks()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(directory))
