@@ -3,9 +3,10 @@ Programs and all that descends from them: start, read, end the whole tree, reap.
 
 The daemon is a child subreaper: what a program leaves behind becomes the daemon's
 child, wherever it has moved to (`setsid`, double fork), and so can always be found.
-A process belongs to a program if it descends from it, is in its session or process
-group, carries its mark in the environment, or holds its output open. One that hides
-from all of these is ended with the last program it could have come from.
+A process belongs to a program if it is in its control group (where one is delegated),
+descends from it, is in its session or process group, carries its mark in the environment,
+or holds its output open. One that hides from all of these is ended with the last program
+it could have come from.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
+
+from . import cgroups
 
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
@@ -43,6 +46,8 @@ _numbers = itertools.count(1)
 # The kernel keeps one list of children for the whole process; this is its mirror:
 # the programs we have started and not yet reaped, by pid.
 _running: dict[int, Program] = {}
+
+_delegated = ""  # where control groups can be made; one fact of the whole process, too
 
 
 class Process(NamedTuple):
@@ -85,41 +90,40 @@ class Program:
         pass_fds: Sequence[int] = (),
         capture: bool = True,
     ) -> None:
+        number = next(_numbers)
         self._loop = asyncio.get_running_loop()
-        self._mark = f"{_SECRET}-{next(_numbers)}"
+        self._mark = f"{_SECRET}-{number}"
+        self._known: dict[int, int] = {}  # descendants seen: pid to start time
+        self._ending: asyncio.Task[None] | None = None
         self.began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
-        outer = [os.pipe2(os.O_CLOEXEC) for _ in range(2)] if capture else []
-        try:
+        with ExitStack() as undo, ExitStack() as theirs:
+            self._group = _make_group(number, undo)
+            stdout = _Pipe(self._loop, undo, theirs) if capture else None
+            stderr = _Tail(self._loop, undo, theirs) if capture else None
             # Popen blocks until the program is running, by vfork, whose cost does not
             # grow with this process. So there is no await between start and record,
             # where a cancellation could leave a program that nobody knows of.
             self._popen = subprocess.Popen(
                 argv,
                 stdin=stdin,
-                stdout=outer[0][1] if outer else 2,
-                stderr=outer[1][1] if outer else None,
+                stdout=stdout.theirs if stdout else 2,
+                stderr=stderr.theirs if stderr else None,
                 env={**env, MARK: self._mark},
                 cwd=cwd or None,
                 umask=umask,
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
-        except BaseException:
-            for reading, _ in outer:
-                os.close(reading)
-            raise
-        finally:
-            for _, writing in outer:
-                os.close(writing)
+            undo.callback(_undo_start, self._popen)
+            self._pidfd = os.pidfd_open(self._popen.pid)
+            undo.pop_all()
         self.pid = self._popen.pid
+        if self._group is not None:
+            self._group.add(self.pid)
         _running[self.pid] = self
         self._exited: asyncio.Future[int] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
-        self._stdout = _Pipe(self._loop, outer[0][0]) if outer else None
-        self._stderr = _Tail(self._loop, outer[1][0]) if outer else None
-        self._known: dict[int, int] = {}  # descendants seen: pid to start time
-        self._ending: asyncio.Task[None] | None = None
+        self._stdout, self._stderr = stdout, stderr
 
     @property
     def returncode(self) -> int | None:
@@ -169,6 +173,8 @@ class Program:
                 log.error("processes %s cannot be ended", [m.pid for m in members])
                 break
             if elapsed > KILL_AFTER:
+                if self._group is not None:
+                    self._group.kill()
                 _signal(members, signal.SIGKILL)
             else:
                 fresh = [m for m in members if m.pid not in termed]
@@ -182,7 +188,12 @@ class Program:
         """Everyone alive who belongs to this program; the dead ones are reaped."""
         table = {process.pid: process for process in _process_table()}
         _reap_strays(table)
-        ours = [p for p in table.values() if p.state not in "ZX" and self._owns(p, table)]
+        group = self._group.pids() if self._group is not None else set()
+        ours = [
+            p
+            for p in table.values()
+            if p.state not in "ZX" and (p.pid in group or self._owns(p, table))
+        ]
         self._known.update((p.pid, p.started) for p in ours)
         return ours
 
@@ -211,6 +222,8 @@ class Program:
 
     def _leftovers(self) -> bool:
         """Whether the program, itself at its end, has left anybody behind."""
+        if self._group is not None and not self._group.remove():
+            return True
         for pid in _strays():
             with suppress(OSError):
                 child = _read_process(pid)
@@ -235,6 +248,8 @@ class Program:
             self._on_exit()
         os.close(self._pidfd)
         self._pidfd = -1
+        if self._group is not None:
+            self._group.remove()
         for pipe in (self._stdout, self._stderr):
             if pipe is not None:
                 pipe.close()
@@ -244,10 +259,9 @@ class Program:
 class _Pipe:
     """stdout, read by whoever waits for it: a slow reader slows the program down."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
-        os.set_blocking(fd, False)
+    def __init__(self, loop: asyncio.AbstractEventLoop, undo: ExitStack, theirs: ExitStack) -> None:
         self._loop = loop
-        self._fd = fd
+        self._fd, self.theirs = _pipe(undo, theirs)
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = math.inf  # loop time; then only what is in the pipe is read
 
@@ -306,10 +320,10 @@ class _Tail:
 
     KEEP = 64 * 1024  # bytes
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
-        os.set_blocking(fd, False)
+    def __init__(self, loop: asyncio.AbstractEventLoop, undo: ExitStack, theirs: ExitStack) -> None:
         self._loop = loop
-        self._fd = fd
+        self._fd, self.theirs = _pipe(undo, theirs)
+        undo.callback(loop.remove_reader, self._fd)
         self._data = b""
         loop.add_reader(self._fd, self._read)
 
@@ -342,6 +356,8 @@ def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
     Raises:
         OSError: The kernel refuses (prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4).
     """
+    global _delegated
+    _delegated = cgroups.delegated()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
@@ -366,6 +382,34 @@ class _Reaper:
         self._due = False
         if _strays():
             _reap_strays({process.pid: process for process in _process_table()})
+
+
+def _make_group(number: int, undo: ExitStack) -> cgroups.Group | None:
+    if not _delegated:
+        return None
+    try:
+        group = cgroups.Group(_delegated, str(number))
+    except OSError as exc:
+        log.warning("no control group to be had: %s", exc)
+        return None
+    undo.callback(group.remove)
+    return group
+
+
+def _pipe(undo: ExitStack, theirs: ExitStack) -> tuple[int, int]:
+    """A pipe: our end does not block; the other is for the program alone."""
+    ours, other = os.pipe2(os.O_CLOEXEC)
+    undo.callback(os.close, ours)
+    theirs.callback(os.close, other)
+    os.set_blocking(ours, False)
+    return ours, other
+
+
+def _undo_start(popen: subprocess.Popen[bytes]) -> None:
+    """End a program that cannot be watched: too many descriptors are open."""
+    with suppress(ProcessLookupError):
+        os.killpg(popen.pid, signal.SIGKILL)
+    popen.wait()
 
 
 async def all_ended() -> None:

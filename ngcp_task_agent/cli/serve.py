@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from ..errors import ConfigError
 from ..memory import return_large_blocks
 from ..systemd import Notifier
 
+DESCRIPTORS = 8192
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h
@@ -23,6 +25,7 @@ def serve(directory: str) -> int:
     """Run the daemon until it is told to stop; the exit status."""
     _set_title()
     return_large_blocks()
+    _allow_descriptors()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(directory))
@@ -49,6 +52,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # works without, more slowly
         return None
     return uvloop.new_event_loop
+
+
+def _allow_descriptors() -> None:
+    """A running job takes three descriptors; 1024, the usual limit, is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _set_title() -> None:
