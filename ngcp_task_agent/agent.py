@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 
 from .config import Limits
 from .dispatch import Crowded, Dispatcher, Gate
@@ -18,10 +18,13 @@ from .jobs import Run
 from .logs import Throttle
 from .messages import Request, Response, Status, decode_request, encode_response
 from .output import Collector
+from .processes import GIVE_UP_AFTER, KILL_AFTER
 from .replies import Replies
 
 PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
 BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
+LAST_ANSWERS = 2.0  # seconds for the last answers to leave when the agent stops
+LAST_WORKS = KILL_AFTER + GIVE_UP_AFTER + 1.0  # seconds for what they belong to, to end
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +108,18 @@ class Agent:
         if not self._answering:
             return
         log.info("waiting up to %g s for %d jobs", grace, len(self.runs))
-        await asyncio.wait(self._answering, timeout=grace)
+        await _wait(self._answering, grace)
         for run in self.runs:
             run.end("the agent is stopping")
         if self.runs:
             log.warning("ending %d jobs that outlived the grace time", len(self.runs))
         works = [run.work for run in self.runs if run.work is not None]
-        if self._answering:
-            await asyncio.wait(self._answering)
-        if works:
-            await asyncio.wait(works)
+        late = await _wait(self._answering, LAST_ANSWERS)
+        for answer in late:  # large ones, and a bus that is away
+            answer.cancel()
+        if late:
+            log.warning("%d answers could not be delivered before the stop", len(late))
+        await _wait(works, LAST_WORKS)
 
     async def _work(self, run: Run, replies: Replies, backend: Backend, address: str) -> None:
         try:
@@ -169,6 +174,13 @@ class Agent:
         self._crowded.warning(
             "request %.80r for %.80r not taken: %s", request.uuid, request.task, exc
         )
+
+
+async def _wait(
+    tasks: Collection[asyncio.Task[None]], seconds: float
+) -> Collection[asyncio.Task[None]]:
+    """Wait for all of them; those that are late."""
+    return (await asyncio.wait(tasks, timeout=seconds))[1] if tasks else ()
 
 
 def _feedback_channel(request: Request) -> str:

@@ -72,7 +72,7 @@ class Loader:
         self.directory = directory
         self._built: dict[str, _Built] = {}  # by file
         self._asked: set[str] = set()  # files, or stand-ins for them, of the present reading
-        self._gates: dict[str, Gate] = {}  # by task: what runs counts, whatever the file says
+        self._gates: dict[str, Gate] = {}  # by file: what runs counts, whatever it says now
 
     def load(self) -> Setup:
         """Read all files.
@@ -134,6 +134,7 @@ class Loader:
         options.text("name")
         kind = options.text("type", document.stem)
         if not options.flag("enabled", True):
+            self._built.pop(document.file, None)
             return None
         if kind == LOCAL and "path" not in options:
             options.fields = {**options.fields, "path": setup.settings.local_socket}
@@ -159,11 +160,13 @@ class Loader:
                 setup.problems.append(Problem(file, "name", f"{task.name!r} again", expected))
             else:
                 setup.tasks[task.name] = task
+                self._check_backend(task, file, setup)
 
     def _make_task(self, document: Document, setup: Setup) -> Task | None:
         options = document.options()
         parsed = read_task(options, document.stem)
         if not parsed.enabled:
+            self._built.pop(document.file, None)
             return None
         channel = self._channel(parsed, options, setup)
         broker: Broker | None = None
@@ -171,10 +174,10 @@ class Loader:
             broker = _make("brokers", parsed.broker, parsed.broker_options, "", options)
         if broker is not None:
             parsed.broker_options.close()
-        if options.problems or broker is None:
+        if options.problems or broker is None or channel is None:
             setup.problems.extend(options.problems)
             return self._last_good(document.file)  # type: ignore[no-any-return]
-        gate = self._gates.setdefault(parsed.name, Gate())
+        gate = self._gates.setdefault(document.file, Gate())
         gate.max_running, gate.max_queued = parsed.max_running, parsed.max_queued
         task = Task(
             parsed.name, broker, parsed.backend, channel, parsed.description,
@@ -183,21 +186,37 @@ class Loader:
         self._built[document.file] = _Built(document.text, task, parsed.backend_options.unknown())
         return task
 
-    def _channel(self, parsed: TaskFile, options: Options, setup: Setup) -> str:
-        backend = setup.backends.get(parsed.backend)
-        if backend is None and parsed.backend in registry.BUILTIN["backends"]:
-            # No file for it: its defaults, as they are documented.
-            file = f"backends/{parsed.backend}.yml"
-            if not any(problem.file == file for problem in setup.problems):
-                document = Document(file, parsed.backend, b"", {}, self.directory)
-                backend = self._reuse(document) or self._make_backend(document, setup)
-                if backend is not None:
-                    setup.backends[parsed.backend] = backend
-        if backend is None:
-            known = ", ".join(sorted({*setup.backends, *registry.BUILTIN["backends"]}))
-            options.problem("backend", repr(parsed.backend), f"one of {known}, without mistakes")
-            return ""
-        return backend.subscription(parsed.backend_options)
+    def _channel(self, parsed: TaskFile, options: Options, setup: Setup) -> str | None:
+        backend = self._backend(parsed.backend, setup)
+        if backend is not None:
+            return backend.subscription(parsed.backend_options)
+        if not self._is_broken(parsed.backend, setup):
+            options.problem("backend", repr(parsed.backend), _known_backends(setup))
+        return None
+
+    def _check_backend(self, task: Task, file: str, setup: Setup) -> None:
+        """A task that has not changed may have lost its backend."""
+        known = any(problem.file == file for problem in setup.problems)
+        missing = self._backend(task.backend, setup) is None
+        if missing and not known and not self._is_broken(task.backend, setup):
+            problem = Problem(file, "backend", repr(task.backend), _known_backends(setup))
+            setup.problems.append(problem)
+
+    def _backend(self, name: str, setup: Setup) -> Backend | None:
+        """The backend *name*; where it has no file, one with its defaults, as documented."""
+        backend = setup.backends.get(name)
+        builtin = name in registry.BUILTIN["backends"]
+        if backend is None and builtin and not self._is_broken(name, setup):
+            document = Document(f"backends/{name}.yml", name, b"", {}, self.directory)
+            backend = self._reuse(document) or self._make_backend(document, setup)
+            if backend is not None:
+                setup.backends[name] = backend
+        return backend
+
+    def _is_broken(self, name: str, setup: Setup) -> bool:
+        """Whether its file has been complained about: one complaint is enough."""
+        files = (f"backends/{name}.yml", f"backends/{name}.yaml")
+        return any(problem.file in files for problem in setup.problems)
 
     def _reuse(self, document: Document) -> Any:
         self._asked.add(document.file)
@@ -209,6 +228,10 @@ class Loader:
         if built is not None:
             built.warnings = []
         return built.made if built is not None else None
+
+
+def _known_backends(setup: Setup) -> str:
+    return "one of " + ", ".join(sorted({*setup.backends, *registry.BUILTIN["backends"]}))
 
 
 def _flattened(options: Options) -> Options:

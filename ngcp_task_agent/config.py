@@ -113,10 +113,14 @@ def read_directory(directory: str) -> Files:
     """Read agent.yml, ``backends/*.yml`` and ``tasks/*.yml``.
 
     Raises:
-        ConfigError: The directory itself cannot be read.
+        ConfigError: The directory is not there, or others can write in it.
     """
     if not os.path.isdir(directory):
         raise ConfigError([Problem(directory, "", "no directory", "the configuration directory")])
+    found = _unsafe(Path(directory))
+    if found:
+        expected = "a directory that only root can write (chmod go-w, chown root)"
+        raise ConfigError([Problem(directory, "", found, expected)])
     files = Files()
     for path, file in _paths(directory, files):
         document = _read(path, file, directory, files)

@@ -24,13 +24,23 @@ LOCAL = "local"  # the backend through which the administrator reaches every tas
 class Gate:
     """Lets a limited number of jobs run; the others wait in the order they came."""
 
-    __slots__ = ("_waiting", "max_queued", "max_running", "running")
+    __slots__ = ("_max_running", "_waiting", "max_queued", "running")
 
     def __init__(self, max_running: int = MAX_RUNNING, max_queued: int = MAX_QUEUED) -> None:
-        self.max_running = max_running
+        self._max_running = max_running
         self.max_queued = max_queued
         self.running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def max_running(self) -> int:
+        """Places there are; with more of them, those who wait go first."""
+        return self._max_running
+
+    @max_running.setter
+    def max_running(self, places: int) -> None:
+        self._max_running = places
+        self._admit()
 
     @property
     def queued(self) -> int:
@@ -61,7 +71,10 @@ class Gate:
     def leave(self) -> None:
         """Give a place back."""
         self.running -= 1
-        while self._waiting and self.running < self.max_running:
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self.running < self._max_running:
             self.running += 1
             self._waiting.popleft().set_result(None)
 

@@ -61,8 +61,9 @@ class Facts:
         """Read every source once, for at most `FIRST_READING` seconds, and go on reading."""
         if self._sources:
             first = [asyncio.ensure_future(self._read(source)) for source in self._sources]
+            self._tasks = first
             await asyncio.wait(first, timeout=FIRST_READING)
-            self._tasks = [
+            self._tasks = first + [
                 asyncio.ensure_future(self._refresh(source, reading))
                 for source, reading in zip(self._sources, first, strict=True)
             ]
@@ -74,13 +75,10 @@ class Facts:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _refresh(self, source: FactSource, reading: asyncio.Task[None]) -> None:
-        try:
-            await reading
-            while source.interval > 0:
-                await asyncio.sleep(source.interval)
-                await self._read(source)
-        finally:
-            reading.cancel()
+        await reading
+        while source.interval > 0:
+            await asyncio.sleep(source.interval)
+            await self._read(source)
 
     async def _read(self, source: FactSource) -> None:
         try:

@@ -9,6 +9,7 @@ import logging
 
 from .dispatch import Admission, Gate
 from .errors import BrokerError
+from .interfaces import Broker, Job
 from .messages import Status
 from .output import Collector
 
@@ -91,7 +92,7 @@ class Run:
         return True
 
     async def _run(self) -> tuple[Status, str]:
-        work = self._loop.create_task(self.task.broker.run(self.job, self.output))
+        work = self._loop.create_task(_call(self.task.broker, self.job, self.output))
         self.work = work
         work.add_done_callback(self._leave)
         await asyncio.wait((work, self._over), return_when=asyncio.FIRST_COMPLETED)
@@ -115,3 +116,7 @@ class Run:
             gate.leave()
         if not work.cancelled():
             work.exception()  # seen; what it means is decided above
+
+
+async def _call(broker: Broker, job: Job, output: Collector) -> None:
+    await broker.run(job, output)  # in here even a `run` that is no coroutine is only a bug

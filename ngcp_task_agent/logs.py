@@ -15,7 +15,13 @@ from .messages import encode
 
 FORMATS = ("auto", "text", "journal", "json")
 LEVELS = ("debug", "info", "warning", "error")
-_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+_PRIORITY = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 
 
 def configure(level: str, form: str) -> None:

@@ -45,7 +45,7 @@ class Options:
         problems: list[Problem] | None = None,
         base: str = "",
     ) -> None:
-        self.fields = fields
+        self.fields = {str(key): value for key, value in fields.items()}
         self.file = file
         self.base = base
         self.problems: list[Problem] = [] if problems is None else problems
@@ -156,6 +156,8 @@ class Options:
         if isinstance(value, list):
             return self._texts(key, value)
         if isinstance(value, str | int) and not isinstance(value, bool):
+            if "\0" in str(value):
+                return self._wrong(key, value, "words without NUL characters", [])
             try:
                 return shlex.split(str(value))
             except ValueError as exc:

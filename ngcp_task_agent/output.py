@@ -8,6 +8,7 @@ import asyncio
 import codecs
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -31,8 +32,10 @@ class Collector:
         value: That value.
     """
 
-    __slots__ = ("_file", "_held", "_pieces", "_spool_dir", "_spooled", "closed", "has_result",
-                 "value")  # fmt: skip
+    __slots__ = (
+        "_file", "_guard", "_held", "_pieces", "_spool_dir", "_spooled", "_turn", "closed",
+        "has_result", "value",
+    )  # fmt: skip
 
     def __init__(self, spool_dir: str = "") -> None:
         self.has_result = False
@@ -43,6 +46,8 @@ class Collector:
         self._held = 0  # bytes in _pieces
         self._spooled = 0  # bytes in _file
         self._file: IO[bytes] | None = None
+        self._turn = asyncio.Lock()
+        self._guard = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -99,25 +104,33 @@ class Collector:
         self._pieces = []
         self._held = self._spooled = 0
         self.value = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with self._guard:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     async def _spool(self) -> None:
-        pieces, held = self._pieces, self._held
-        try:
-            await asyncio.to_thread(self._append, b"".join(pieces))
-        except OSError as exc:
-            raise BrokerError(f"the output cannot be kept: {exc.strerror or exc}") from exc
-        # Until here a reader sees the pieces; from here the file. A job answered
-        # at its time limit may have been discarded in between.
-        if self._file is not None:
-            self._spooled += held
-            self._pieces, self._held = [], 0
+        async with self._turn:
+            count = len(self._pieces)
+            data = b"".join(self._pieces)
+            try:
+                written = await asyncio.to_thread(self._append, data)
+            except OSError as exc:
+                raise BrokerError(f"the output cannot be kept: {exc.strerror or exc}") from exc
+            if written:  # until here a reader sees the pieces; from here the file
+                self._spooled += len(data)
+                self._held -= len(data)
+                del self._pieces[:count]
 
-    def _append(self, data: bytes) -> None:
-        if self.closed:
-            return
+    def _append(self, data: bytes) -> bool:
+        # In a thread: the job may be answered and discarded meanwhile, and the
+        # number of a closed file soon belongs to another.
+        with self._guard:
+            if not self.closed:
+                self._write(data)
+            return not self.closed
+
+    def _write(self, data: bytes) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(  # noqa: SIM115 (closed by discard)
                 dir=self._spool_dir or None, buffering=0

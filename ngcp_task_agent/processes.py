@@ -30,7 +30,9 @@ from . import cgroups
 
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
-LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended
+HUNT = 0.01  # seconds at a time spent on children that fork faster than one can look
+LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
+LOOK_SELDOM = 0.1  # seconds between them, later
 SWEEP_AFTER = 0.2  # seconds from a child's death until forgotten children are reaped
 READ_SIZE = 256 * 1024  # bytes
 DRAIN = 0.25  # seconds for the output of children to end after the program itself has
@@ -167,22 +169,41 @@ class Program:
     async def _end(self) -> None:
         began = self._loop.time()
         termed: set[int] = set()
-        while members := self._members():
+        empty = 0
+        while empty < 2:  # one look can miss who has just forked
+            members = self._members()
+            empty = 0 if members else empty + 1
             elapsed = self._loop.time() - began
             if elapsed > KILL_AFTER + GIVE_UP_AFTER:
                 log.error("processes %s cannot be ended", [m.pid for m in members])
                 break
             if elapsed > KILL_AFTER:
-                if self._group is not None:
-                    self._group.kill()
-                _signal(members, signal.SIGKILL)
+                self._kill(members)
             else:
                 fresh = [m for m in members if m.pid not in termed]
                 _signal(fresh, signal.SIGTERM)
                 _signal(fresh, signal.SIGCONT)  # a stopped process hears nothing else
                 termed.update(m.pid for m in fresh)
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(min(LOOK_EVERY + elapsed / 20, LOOK_SELDOM))
         self._close()
+
+    def _kill(self, members: Sequence[Process]) -> None:
+        """SIGKILL: first to whole groups, which no fork escapes, then one by one."""
+        if self._group is not None:
+            self._group.kill()
+        for group in {member.group for member in members} - {os.getpgrp()}:
+            with suppress(OSError):
+                os.killpg(group, signal.SIGKILL)
+        _signal(members, signal.SIGKILL)
+        # Who forks and ends all the time is gone before a look at all processes is
+        # over. Each such step makes the new one the daemon's own child: a short list.
+        hunted = time.monotonic() + HUNT
+        while time.monotonic() < hunted:
+            for pid in _strays():
+                with suppress(OSError):
+                    child = _read_process(pid)
+                    if child.state not in "ZX" and self._left_behind(child):
+                        os.kill(pid, signal.SIGKILL)
 
     def _members(self) -> list[Process]:
         """Everyone alive who belongs to this program; the dead ones are reaped."""

@@ -2,7 +2,7 @@
 YAML to plain values. The only place that knows the YAML library.
 
 Differs from the library's safe loader where that one surprises an administrator: a
-key written twice is an error, and only plain decimal numbers are numbers, so that
+key is always a text and not written twice, and only plain decimal numbers are numbers, so that
 ``0027``, ``10:20`` and ``2024-01-01`` stay the texts they look like.
 """
 
@@ -19,6 +19,12 @@ except ImportError:  # PyYAML without libyaml: slower, and otherwise the same
     from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
 
 
+# What the library raises for a value that does not fit its explicit tag.
+_MISTAKES = (
+    yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError,
+)  # fmt: skip
+
+
 class _Loader(_BaseLoader):
     """See the module's text."""
 
@@ -27,8 +33,10 @@ class _Loader(_BaseLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
+            if isinstance(key_node, yaml.ScalarNode):
+                key_node.tag = "tag:yaml.org,2002:str"  # on, 1 and 0027 are names here
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
+            if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
                     None, None, "expected a text as key", key_node.start_mark
                 )
@@ -67,5 +75,5 @@ def load(text: str | bytes) -> Any:
         mark = exc.problem_mark or exc.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{where}{exc.problem or exc.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ValueError(" ".join(str(exc).split()) or "nested too deeply") from None
+    except _MISTAKES as exc:
+        raise ValueError(" ".join(f"{type(exc).__name__}: {exc}".split())) from None

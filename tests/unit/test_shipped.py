@@ -1,0 +1,64 @@
+"""Every file under etc/ loads, and says what is true."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ngcp_task_agent.app import Loader
+from ngcp_task_agent.config import Limits, Settings
+
+ETC = Path(__file__).parents[2] / "etc"
+EXAMPLES = sorted(path.name for path in ETC.glob("tasks/*.example"))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """etc/ as an administrator copies it, every example in use."""
+    target = tmp_path / "etc"
+    shutil.copytree(ETC, target)
+    for path in target.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in target.glob("tasks/*.example"):
+        path.rename(path.with_suffix(""))
+    return target
+
+
+def test_every_shipped_file_loads(directory: Path) -> None:
+    """An administrator who copies an example gets a task, not a complaint."""
+    setup = Loader(str(directory)).load()
+
+    assert setup.problems == []
+    assert setup.warnings == []
+    assert len(setup.tasks) == len(EXAMPLES) > 0
+
+
+def test_agent_yml_shows_the_defaults(directory: Path) -> None:
+    """What stands behind a # is the default: taking the # away changes nothing."""
+    path = directory / "agent.yml"
+    text = path.read_text()
+    kept = [key for key in ("state_dir", "local_socket", "grace") if f"\n#{key}:" in text]
+    path.write_text("".join(re.findall(rf"^#((?:{'|'.join(kept)}):.*\n)", text, re.MULTILINE)))
+
+    settings = Loader(str(directory)).load().settings
+
+    assert settings == Settings()
+    assert len(kept) == 3
+
+
+def test_agent_yml_shows_the_limits_defaults(directory: Path) -> None:
+    """The same for the limits."""
+    path = directory / "agent.yml"
+    start = path.read_text().index("#limits:")
+    path.write_text(path.read_text()[start:].replace("#", "", 1).replace("\n#", "\n"))
+
+    assert Loader(str(directory)).load().settings.limits == Limits()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_not_live_as_shipped(name: str) -> None:
+    """Installing the files runs nothing."""
+    assert not name.endswith((".yml", ".yaml"))
