@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Collection
 
 from .config import Limits
 from .dispatch import Crowded, Dispatcher, Gate
@@ -50,7 +50,7 @@ class Agent:
         self._spool_dir = spool_dir
         self._house = Gate(limits.max_running)
         self.limits = limits
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering: dict[asyncio.Task[None], Backend] = {}
         self._bad = Throttle(log)
         self._crowded = Throttle(log)
 
@@ -100,7 +100,15 @@ class Agent:
         backend.deliver(address, encode_response(replies.accepted()))
         run = Run(admission, self._house, Collector(self._spool_dir))
         self.runs.add(run)
-        self._follow(self._work(run, replies, backend, address))
+        task = asyncio.ensure_future(self._work(run, replies, backend, address))
+        self._answering[task] = backend
+        task.add_done_callback(self._answered)
+
+    async def answered(self, backend: Backend) -> None:
+        """Wait until the jobs that have come by *backend* are answered."""
+        waiting = [task for task, way in self._answering.items() if way is backend]
+        if waiting:
+            await asyncio.wait(waiting)
 
     async def drain(self, grace: float) -> None:
         """Refuse what is new, let jobs end for *grace* seconds, then end and answer them."""
@@ -159,13 +167,8 @@ class Agent:
     def _chunk_size(self) -> int:
         return self._limits.chunk_size
 
-    def _follow(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._answering.add(task)
-        task.add_done_callback(self._answered)
-
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._answering.discard(task)
+        del self._answering[task]
         if not task.cancelled() and task.exception() is not None:
             log.critical("a job was not answered: this is a bug", exc_info=task.exception())
 

@@ -52,6 +52,7 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._agent: Agent
+        self._watch: Watch
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -70,18 +71,19 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         self._agent = Agent(self._dispatcher, settings.limits, _spool_dir(settings.state_dir))
-        watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
-        self._watch_directories(watch)
-        await self._setup.facts.start()
-        await self._apply(self._setup)
-        await self._connected()
+        self._watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
+        async with self._reloading:  # a change of a file meanwhile waits its turn
+            self._watch_directories()
+            self._setup = self._loader.load()  # what has changed before it was watched
+            await self._setup.facts.start()
+            await self._apply(self._setup)
+            await self._connected()
         self._notifier.notify(READY=1, STATUS=self._status())
         log.info("ready: %s", self._status())
         if self._notifier.watchdog:
             self._spawn(self._feed_watchdog())
-        self._watch = watch
         await self._stop.wait()
-        watch.close()
+        self._watch.close()
         await self._shut_down()
 
     def _node(self) -> Node:
@@ -108,7 +110,7 @@ class Daemon:
             if setup.backends.get(name) is not backend:
                 del self._serving[name]
                 await _stop_backend(backend, serving)
-                self._spawn(_close_quietly(backend))
+                self._spawn(self._retire(backend))
         for name, backend in setup.backends.items():
             if name not in self._serving:
                 try:
@@ -119,6 +121,11 @@ class Daemon:
                 serving = asyncio.create_task(self._agent.serve(name, backend), name=name)
                 serving.add_done_callback(_must_not_fail)
                 self._serving[name] = (backend, serving)
+
+    async def _retire(self, backend: Backend) -> None:
+        """Close a backend that was replaced once the jobs that came by it are answered."""
+        await self._agent.answered(backend)
+        await backend.close()
 
     def _own_tasks(self) -> dict[str, Task]:
         answers: dict[str, tuple[Callable[[], Any], str]] = {
@@ -176,12 +183,14 @@ class Daemon:
                 if setup.facts is not self._setup.facts:
                     await setup.facts.start()
                 await self._apply(setup)
-                self._watch_directories(self._watch)
+                self._watch_directories()
             self._notifier.notify(READY=1, STATUS=self._status())
 
-    def _watch_directories(self, watch: Watch) -> None:
+    def _watch_directories(self) -> None:
         directory = self._loader.directory
-        watch.add([directory, *(os.path.join(directory, name) for name in ("backends", "tasks"))])
+        self._watch.add(
+            [directory, *(os.path.join(directory, name) for name in ("backends", "tasks"))]
+        )
 
     def _report(self, setup: Setup, old: Any) -> None:
         changes = []
@@ -257,10 +266,6 @@ async def _stop_backend(backend: Backend, serving: asyncio.Task[None]) -> None:
     await backend.stop()
     serving.cancel()
     await asyncio.wait((serving,))
-
-
-async def _close_quietly(backend: Backend) -> None:
-    await backend.close()
 
 
 def _must_not_fail(task: asyncio.Task[None]) -> None:

@@ -8,11 +8,12 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 # environment [EXTRA]: set PYTHON to the interpreter of a virtual environment with
 # this checkout installed in it, and go to the checkout. Made once, and again when
-# setup.cfg, the interpreter or the place has changed.
+# setup.cfg, the interpreter or the place has changed. With OLDEST set, another one, with
+# the oldest libraries that setup.cfg allows.
 environment() {
     writable_checkout
     cd "$CHECKOUT"
-    ENVIRONMENT=$CHECKOUT/.venv PYTHON=$CHECKOUT/.venv/bin/python
+    ENVIRONMENT=$CHECKOUT/.venv${OLDEST:+-oldest} PYTHON=$CHECKOUT/.venv${OLDEST:+-oldest}/bin/python
     exec 9>"$CHECKOUT/.venv.lock"
     flock 9
     host_python
@@ -21,6 +22,8 @@ environment() {
         say "making a private environment in $ENVIRONMENT"
         rm -rf "$ENVIRONMENT"
         "$HOST_PYTHON" -m venv "$ENVIRONMENT" || fail "python3 -m venv failed"
+        : >"$ENVIRONMENT/constraints"
+        [ -z "${OLDEST:-}" ] || oldest_libraries >"$ENVIRONMENT/constraints"
         install_into_environment .
         printf '%s\n' "$stamp" >"$ENVIRONMENT/stamp"
     fi
@@ -34,8 +37,14 @@ environment() {
 }
 
 install_into_environment() {
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-input -e "$1" 9>&- ||
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-input \
+        --constraint "$ENVIRONMENT/constraints" -e "$1" 9>&- ||
         fail "pip could not install $1 and what it needs"
+}
+
+# The lower bounds of install_requires, as pip's constraints.
+oldest_libraries() {
+    sed -n '/^install_requires/,/^$/s/^ *\([A-Za-z]*\) >= \([0-9.]*\)$/\1==\2/p' setup.cfg
 }
 
 # A checkout that belongs to somebody else is left alone: the work is done in a copy.
@@ -43,11 +52,12 @@ writable_checkout() {
     [ -w "$CHECKOUT" ] && return
     cache=${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}
     mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ] || cache=${TMPDIR:-/tmp}
+    [ "$cache" != "${TMPDIR:-/tmp}" ] || export PIP_NO_CACHE_DIR=1
     copy=$cache/ngcp-task-agent-checkout-$(id -u)
     mkdir -p -m 700 "$copy"
     [ -O "$copy" ] && ! [ -L "$copy" ] || fail "$copy belongs to somebody else"
     say "$CHECKOUT cannot be written; working in a copy, $copy"
-    tar -C "$CHECKOUT" --exclude=./.venv --exclude=./.git --exclude='./.*_cache' -cf - . |
+    tar -C "$CHECKOUT" --exclude='./.venv*' --exclude=./.git --exclude='./.*_cache' -cf - . |
         tar -C "$copy" -xf -
     CHECKOUT=$copy
 }

@@ -111,6 +111,9 @@ class LocalBackend:
             self._server.close()
             with suppress(OSError):
                 os.unlink(self._path)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         await self._inbox.put(None)
 
     async def close(self) -> None:
@@ -120,9 +123,6 @@ class LocalBackend:
             writer.close()
         for task in list(self._tasks):
             task.cancel()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
     def state(self) -> BackendState:
         up = self._server is not None

@@ -91,12 +91,20 @@ def _way(said: Mapping[str, str | None], directory: str) -> tuple[str, Any]:
         return path, url
     fields = _read(Path(directory, "backends", "redis.yml"))
     if fields is not None:
-        inner = fields.get("backend_options") or fields.get("options") or {}
-        known = {k: v for k, v in {**fields, **inner}.items() if k != "client_name"}
-        return "", known
-    if os.path.exists(LOCAL_SOCKET):
-        return LOCAL_SOCKET, None
-    return "", "redis://localhost:6379"
+        return "", _server(fields, directory)
+    agent = _read(Path(directory, "agent.yml")) or {}
+    path = os.path.join(directory, str(agent.get("local_socket") or LOCAL_SOCKET))
+    return (path, None) if os.path.exists(path) else ("", "redis://localhost:6379")
+
+
+def _server(fields: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """The agent's server, as a client reaches it."""
+    inner = fields.get("backend_options") or fields.get("options") or {}
+    server = {k: v for k, v in {**fields, **inner}.items() if k != "client_name"}
+    for key in ("password_file", "tls_ca_file", "tls_cert_file", "tls_key_file"):
+        if isinstance(server.get(key), str) and not server[key].startswith("$"):
+            server[key] = os.path.join(os.path.abspath(directory), server[key])
+    return server
 
 
 def _channel(directory: str, task: str) -> str:

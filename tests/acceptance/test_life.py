@@ -257,3 +257,41 @@ def test_builtin_ping_and_tasks(node):
     text = str(tasks[-1]["data"])
     assert "'hello'" in text
     assert "'other'" in text
+
+
+def test_a_backend_that_changes_still_answers_its_jobs(world):
+    """What came by the old connection is answered by it; what comes next, by the new one."""
+    gate = world.place / "gate"
+    waits = world.script("waits", f'while ! test -e "{gate}"; do sleep 0.1; done', "echo old")
+    daemon = world.daemon(tasks={"waits": command(waits), **RESULTS})
+    listener = world.listen()
+    ref = listener.send("waits", "sp1")
+    listener.hear_until(lambda: listener.statuses(ref) == ["accepted"])
+
+    backend = {"host": "127.0.0.1", "port": world.server.port, "client_name": "another-name"}
+    write_file(daemon.config / "backends" / "redis.yml", backend)
+    until(lambda: "another-name" in client_names(world), LIVE + 1, "the new connection")
+    assert result_of(listener, "hello") == "hello\n"
+    gate.touch()
+
+    assert listener.talk(ref)[-1]["data"] == "old\n"
+    until(lambda: "ngcp-task-agent" not in client_names(world), 5, "the old connections' end")
+
+
+def client_names(world):
+    with world.server.client() as client:
+        return {entry["name"] for entry in client.client_list()}
+
+
+def test_a_socket_that_changes_is_there_again(world):
+    """A new mode for the local socket: the same path, taken over from oneself."""
+    daemon = world.daemon(tasks=RESULTS)
+    assert daemon.socket.stat().st_mode & 0o777 == 0o600
+
+    write_file(daemon.config / "backends" / "local.yml", {"mode": "0666"})
+
+    until(
+        lambda: daemon.socket.exists() and daemon.socket.stat().st_mode & 0o777 == 0o666,
+        LIVE + 1,
+        "the socket with its new mode",
+    )
