@@ -66,7 +66,12 @@ class Agent:
     async def serve(self, name: str, backend: Backend) -> None:
         """Take what *backend*, called *name* in task files, receives, until it stops."""
         async for delivery in backend.receive():
-            self.take(delivery, name, backend)
+            try:
+                self.take(delivery, name, backend)
+            except Exception:
+                # A bug, and never a reason to become deaf: the next one is taken.
+                self.counts["bad"] += 1
+                log.exception("a message on %s could not be handled", name)
             del delivery  # it may be large, and the next may be long in coming
 
     def take(self, delivery: Delivery, name: str, backend: Backend) -> None:
@@ -141,8 +146,9 @@ class Agent:
                 await self._answer(replies.ended(status, reason, empty), backend, address)
         finally:
             self.runs.discard(run)
+            self._dispatcher.release(run.admission)
             run.output.discard()
-        self.counts[status] += 1
+        self.counts[status.value] += 1
         log.info(
             "task %s for %.80r from %.80r: %s%s, %.3f s",
             run.job.task, run.job.uuid, run.job.src, status, f" ({reason})" if reason else "",

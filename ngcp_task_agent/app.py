@@ -8,6 +8,7 @@ stays the same object; what is broken keeps its last good version.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from .facts import Facts
 from .interfaces import Backend, Broker, FactSource
 from .nodes.ngcp import is_ngcp
 from .options import Options
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -133,15 +136,16 @@ class Loader:
         options = _flattened(document.options())
         options.text("name")
         kind = options.text("type", document.stem)
-        if not options.flag("enabled", True):
-            self._built.pop(document.file, None)
-            return None
+        enabled = options.flag("enabled", True)
         if kind == LOCAL and "path" not in options:
             options.fields = {**options.fields, "path": setup.settings.local_socket}
         backend: Backend | None = _make("backends", kind, options, "type")
         if options.problems or backend is None:
             setup.problems.extend(options.problems)
-            return self._last_good(document.file)  # type: ignore[no-any-return]
+            return self._last_good(document.file) if enabled else None
+        if not enabled:
+            self._built.pop(document.file, None)
+            return None
         # Files of earlier releases may hold keys that no longer mean anything.
         self._built[document.file] = _Built(document.text, backend, options.unknown())
         return backend
@@ -165,9 +169,6 @@ class Loader:
     def _make_task(self, document: Document, setup: Setup) -> Task | None:
         options = document.options()
         parsed = read_task(options, document.stem)
-        if not parsed.enabled:
-            self._built.pop(document.file, None)
-            return None
         channel = self._channel(parsed, options, setup)
         broker: Broker | None = None
         if parsed.broker:
@@ -176,12 +177,23 @@ class Loader:
             parsed.broker_options.close()
         if options.problems or broker is None or channel is None:
             setup.problems.extend(options.problems)
-            return self._last_good(document.file)  # type: ignore[no-any-return]
-        gate = self._gates.setdefault(document.file, Gate())
-        gate.max_running, gate.max_queued = parsed.max_running, parsed.max_queued
+            if parsed.enabled:
+                return self._last_good(document.file)  # type: ignore[no-any-return]
+        if not parsed.enabled or broker is None or channel is None:
+            self._built.pop(document.file, None)
+            return None
+        gate = self._gates.setdefault(document.file, Gate(parsed.max_running, parsed.max_queued))
         task = Task(
-            parsed.name, broker, parsed.backend, channel, parsed.description,
-            parsed.timeout, parsed.run_timeout, gate,
+            parsed.name,
+            broker,
+            parsed.backend,
+            channel,
+            parsed.description,
+            parsed.timeout,
+            parsed.run_timeout,
+            parsed.max_running,
+            parsed.max_queued,
+            gate,
         )  # fmt: skip
         self._built[document.file] = _Built(document.text, task, parsed.backend_options.unknown())
         return task
@@ -273,6 +285,10 @@ def _make(kind: str, name: str, options: Options, key: str, parent: Options | No
         )
     except ConfigError as exc:
         options.problems.extend(exc.problems)
+    except Exception as exc:
+        # Somebody else's plug-in; it must not take the other files down.
+        log.exception("%s %r failed", kind, name)
+        where.problem(key or kind[:-1], f"{name!r}, which fails ({exc})", "a plug-in that works")
     return None
 
 

@@ -28,6 +28,7 @@ from .errors import BackendError, MessageError, TaskAgentError
 from .messages import decode, decode_response, encode
 
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
+CONNECT_TIMEOUT = 5.0  # seconds to connect, subscribe and publish
 ACCEPT_TIMEOUT = 2.0  # seconds for the first node to accept
 SETTLE = 0.5  # seconds after the request in which further nodes are expected to accept
 TIMEOUT = 10.0  # seconds for everything
@@ -285,17 +286,21 @@ class AsyncClient:
             }
         )
         try:
-            if not self._open:
-                await self._link.open()
-                self._open = True
-            await self._link.subscribe(channel)
-            result.receivers = await self._link.publish(self._channel, payload)
+            async with asyncio.timeout(min(timeout, CONNECT_TIMEOUT)):
+                if not self._open:
+                    await self._link.open()
+                    self._open = True
+                await self._link.subscribe(channel)
+                result.receivers = await self._link.publish(self._channel, payload)
             async for response in self._collect(result, timeout):
                 yield response
             await self._link.unsubscribe(channel)
         except BackendError as exc:
-            self._open = False
+            await self.close()
             raise ClientError(str(exc)) from exc
+        except TimeoutError as exc:
+            await self.close()
+            raise ClientError("the bus does not answer") from exc
 
     async def _collect(self, result: Result, timeout: float) -> AsyncIterator[dict[str, Any]]:
         now = asyncio.get_running_loop().time

@@ -27,6 +27,7 @@ LOCAL_SOCKET = "/run/ngcp-task-agent/agent.sock"
 GRACE = 10.0  # seconds
 HOUSE_RUNNING = 256  # jobs of all tasks side by side
 FOLDERS = ("backends", "tasks")
+LARGEST = 1024 * 1024  # bytes of one file
 RESERVED = "agent."  # the agent's own tasks begin with this
 _SUFFIXES = (".yml", ".yaml")
 _NAME = re.compile(r"[^\s,|;=+*?\[\]]{1,255}")
@@ -227,6 +228,9 @@ def _paths(directory: str, files: Files) -> Iterator[tuple[Path, str]]:
         place = Path(directory, folder)
         if not place.is_dir():
             continue
+        if not os.access(place, os.R_OK | os.X_OK):
+            files.problems.append(Problem(folder, "", "no permission", "a readable directory"))
+            continue
         found = _unsafe(place)
         if found:
             expected = "a directory that only root can write"
@@ -252,9 +256,13 @@ def _read(path: Path, file: str, directory: str, files: Files) -> Document | Non
         return None
 
     try:
+        if not path.is_file():
+            return broken("no regular file", "a readable file")
         found = _unsafe(path)
         if found:
             return broken(found, "a file that only root can write (chmod go-w, chown root)")
+        if path.stat().st_size > LARGEST:
+            return broken(f"{path.stat().st_size} bytes", f"at most {LARGEST}")
         text = path.read_bytes()
         fields = yamlfile.load(text)
     except OSError as exc:

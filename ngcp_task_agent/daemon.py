@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from . import __version__, processes
@@ -26,7 +26,6 @@ from .systemd import Notifier
 from .watch import Watch
 
 FIRST_CONNECTION = 0.4  # seconds the start waits for the backends to be reached
-STATUS_EVERY = 10.0  # seconds between two status lines at the most, while something happens
 END_TIMEOUT = processes.KILL_AFTER + processes.GIVE_UP_AFTER + 1.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()  # backends that were replaced
         self._agent: Agent
         self._watch: Watch
 
@@ -96,6 +96,8 @@ class Daemon:
         tasks = {**setup.tasks, **self._own_tasks()}
         self._report(setup, old_tasks)
         self._agent.limits = setup.settings.limits
+        for task in tasks.values():
+            task.adjust_gate()
         self._dispatcher.tasks = tasks
         await self._serve(setup)
         await close_brokers(close_later(old_tasks, tasks))
@@ -110,9 +112,12 @@ class Daemon:
             if setup.backends.get(name) is not backend:
                 del self._serving[name]
                 await _stop_backend(backend, serving)
-                self._spawn(self._retire(backend))
+                retiring = self._spawn(self._retire(backend))
+                self._retiring.add(retiring)
+                retiring.add_done_callback(self._retiring.discard)
         for name, backend in setup.backends.items():
             if name not in self._serving:
+                backend.on_change = self._tell_status
                 try:
                     await backend.open()
                 except BackendError as exc:
@@ -146,6 +151,12 @@ class Daemon:
             "version": __version__,
             "facts": {key: sorted(values) for key, values in node.facts.items()},
             "uptime": round(time.monotonic() - self._began, 3),
+            "jobs": len(self._agent.runs),
+            "counts": dict(self._agent.counts),
+            "backends": {
+                name: {"connected": (state := backend.state()).connected, "dropped": state.dropped}
+                for name, (backend, _) in self._serving.items()
+            },
         }
 
     def _about_tasks(self) -> list[dict[str, Any]]:
@@ -223,6 +234,10 @@ class Daemon:
                 return
             await asyncio.sleep(0.005)
 
+    def _tell_status(self) -> None:
+        if not self._stop.is_set():
+            self._notifier.notify(STATUS=self._status())
+
     def _status(self) -> str:
         states = [backend.state().text for backend, _ in self._serving.values()]
         return f"{self._node().name}: {len(self._setup.tasks)} tasks; " + "; ".join(states)
@@ -244,22 +259,24 @@ class Daemon:
         async with self._reloading:
             for backend, serving in self._serving.values():
                 await _stop_backend(backend, serving)
+            await self._setup.facts.stop()
             await close_brokers(list(self._dispatcher.tasks.values()))
-            await asyncio.gather(*(backend.close() for backend, _ in self._serving.values()))
+            closing = [backend.close() for backend, _ in self._serving.values()]
+            await asyncio.gather(*closing, *self._retiring)
         try:
             await asyncio.wait_for(processes.all_ended(), END_TIMEOUT)
         except TimeoutError:
             log.error("processes are left that could not be ended")
-        await self._setup.facts.stop()
         for task in self._tasks:
             task.cancel()
         log.info("stopped")
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_must_not_fail)
+        return task
 
 
 async def _stop_backend(backend: Backend, serving: asyncio.Task[None]) -> None:

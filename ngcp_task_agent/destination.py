@@ -24,8 +24,11 @@ from functools import lru_cache
 from .errors import MessageError
 
 LOCAL_NAMES = frozenset(("local", "localhost"))  # the node that is local to the request
-MAX_PATTERN = 255  # characters; no host name is longer, and a regular expression costs memory
-_CACHED_LENGTH = 1024  # characters; longer texts are parsed each time, so the cache stays small
+MAX_LENGTH = 64 * 1024  # characters of a dst: some thousand names
+MAX_PATTERN = 255  # characters; no host name is longer
+MAX_CLASSES = 8  # patterns with [...] in one dst; each costs a regular expression
+_CACHED_LENGTH = 256  # characters; longer texts are parsed each time, so the cache stays small
+_CACHED = 128  # texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Element:
 
     pattern: str
     filters: tuple[tuple[str, frozenset[str]], ...] = ()
-    glob: re.Pattern[str] | None = field(default=None, compare=False)
+    literal: bool = field(default=True, compare=False)
+    classes: re.Pattern[str] | None = field(default=None, compare=False)
 
     def selects(self, node: Node, local: bool) -> bool:
         """Whether *node* has a matching name and passes every filter."""
@@ -71,9 +75,11 @@ class Element:
     def _matches_name_of(self, node: Node, local: bool) -> bool:
         if local and self.pattern in LOCAL_NAMES:
             return True
-        if self.glob is None:
+        if self.literal:
             return self.pattern == node.name or self.pattern in node.aliases
-        return any(self.glob.match(name) for name in node.names)
+        if self.classes is not None:
+            return any(self.classes.match(name) for name in node.names)
+        return any(matches(name, self.pattern) for name in node.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +100,8 @@ class Destination:
             At least one element, in the order written.
 
         Raises:
-            MessageError: An empty element, filter or value, a second ``|``, or a
-                pattern of more than `MAX_PATTERN` characters.
+            MessageError: An empty element, filter or value, a second ``|``, or more
+                than `MAX_LENGTH`, `MAX_PATTERN` or `MAX_CLASSES` allow.
 
         >>> active_proxies = Destination.parse("prx* | state=active")
         >>> active_proxies.selects(Node("prx01a", (), {"state": frozenset({"active"})}))
@@ -120,19 +126,23 @@ class Destination:
 
     def names(self, node: Node, local: bool = False) -> bool:
         """Whether an element without wildcards selects *node*: only then may it say no."""
-        return any(e.glob is None and e.selects(node, local) for e in self.elements)
+        return any(e.literal and e.selects(node, local) for e in self.elements)
 
     def __str__(self) -> str:
         return ",".join(map(_format_element, self.elements))
 
 
 def _parse(text: str) -> Destination:
+    if len(text) > MAX_LENGTH:
+        raise MessageError(f"dst: {len(text)} characters; at most {MAX_LENGTH} are read")
+    if text.count("[") > MAX_CLASSES:
+        raise MessageError(f"dst: {text.count('[')} times '['; at most {MAX_CLASSES} are taken")
     return Destination(tuple(_parse_element(part.strip()) for part in text.split(",")))
 
 
 # Clients use the same few expressions over and over. A malformed one raises and
 # is therefore never cached.
-_parse_cached = lru_cache(maxsize=1024)(_parse)
+_parse_cached = lru_cache(maxsize=_CACHED)(_parse)
 
 
 def _parse_element(text: str) -> Element:
@@ -143,12 +153,36 @@ def _parse_element(text: str) -> Element:
     if len(pattern) > MAX_PATTERN:
         raise MessageError(f"dst: pattern of {len(pattern)} characters, at most {MAX_PATTERN}")
     filters = tuple(_parse_filter(part.strip()) for part in rest.split(";")) if bar else ()
-    return Element(pattern, filters, _compile(pattern))
+    literal = not any(character in pattern for character in "*?[")
+    classes = re.compile(translate(pattern)) if "[" in pattern else None
+    return Element(pattern, filters, literal, classes)
 
 
-def _compile(pattern: str) -> re.Pattern[str] | None:
-    # fnmatch.fnmatchcase would keep up to 32,768 compiled patterns for whoever sends them.
-    return re.compile(translate(pattern)) if any(c in pattern for c in "*?[") else None
+def matches(name: str, pattern: str) -> bool:
+    """`fnmatch.fnmatchcase` for patterns of ``*`` and ``?`` alone.
+
+    That one compiles a regular expression for each new pattern and keeps 32,768 of
+    them; here patterns come from whoever can publish. Takes at most
+    the product of both lengths in steps.
+
+    >>> matches("prx01a", "prx*"), matches("prx01a", "*0?a"), matches("db01a", "prx*")
+    (True, True, False)
+    """
+    at, in_name = 0, 0
+    star, resume = -1, 0  # the last * and where in the name it was tried
+    while in_name < len(name):
+        if at < len(pattern) and pattern[at] == "*":
+            star, resume = at, in_name
+            at += 1
+        elif at < len(pattern) and pattern[at] in ("?", name[in_name]):
+            at += 1
+            in_name += 1
+        elif star >= 0:  # let the * take one character more
+            at, resume = star + 1, resume + 1
+            in_name = resume
+        else:
+            return False
+    return pattern[at:].strip("*") == ""
 
 
 def _parse_filter(text: str) -> tuple[str, frozenset[str]]:

@@ -18,6 +18,7 @@ from .messages import Request
 TIMEOUT = 9.5  # seconds from accepted; clients stop listening after 10
 MAX_RUNNING = 16  # jobs of one task side by side
 MAX_QUEUED = 1000  # jobs of one task waiting
+MAX_HELD = 32 * 1024 * 1024  # bytes of requests at work; in memory they take many times that
 LOCAL = "local"  # the backend through which the administrator reaches every task
 
 
@@ -91,7 +92,9 @@ class Task:
         description: One line for people.
         timeout: Seconds from accepted to the end, waiting included; None for no limit.
         run_timeout: Seconds from the job's start to its end; None for no limit.
-        gate: How many jobs may run and wait.
+        max_running: Jobs side by side.
+        max_queued: Jobs waiting.
+        gate: Where jobs wait; the same for every version of the file.
     """
 
     name: str
@@ -101,7 +104,14 @@ class Task:
     description: str = ""
     timeout: float | None = TIMEOUT
     run_timeout: float | None = None
+    max_running: int = MAX_RUNNING
+    max_queued: int = MAX_QUEUED
     gate: Gate = field(default_factory=Gate)
+
+    def adjust_gate(self) -> None:
+        """Make the limits those of this version of the file; in the event loop only."""
+        self.gate.max_queued = self.max_queued
+        self.gate.max_running = self.max_running
 
     def hears(self, backend: str, control_channel: str) -> bool:
         """Whether requests that came in there may run it."""
@@ -122,6 +132,7 @@ class Admission(NamedTuple):
         timeout: Seconds from now to the end; None for no limit.
         fault: Why the job cannot succeed; it is to be accepted all the same,
             because the request does not name this node and may not be rejected.
+        size: Bytes of the request.
     """
 
     task: Task
@@ -129,6 +140,7 @@ class Admission(NamedTuple):
     node: str
     timeout: float | None
     fault: str = ""
+    size: int = 0
 
 
 class Dispatcher:
@@ -146,6 +158,7 @@ class Dispatcher:
         self._node = node
         self.tasks: Mapping[str, Task] = {}
         self.stopping = False
+        self._held = 0  # bytes of the requests whose jobs wait or run
 
     @property
     def node_name(self) -> str:
@@ -173,12 +186,15 @@ class Dispatcher:
             raise NotForThisNode
         task = self.tasks.get(request.task)
         if task is None or not task.hears(backend, delivery.control_channel):
-            raise _refusal(request, node, local, f"unknown task {request.task!r}")
+            raise _refusal(request, node, local, f"unknown task {request.task!r:.80}")
         if self.stopping:
             raise _refusal(request, node, local, "the agent is stopping")
         if task.gate.full:
             reason = f"{task.gate.running} jobs run and {task.gate.queued} wait (max_queued)"
             raise _refusal(request, node, local, reason)
+        size = len(delivery.payload)
+        if self._held and self._held + size > MAX_HELD:
+            raise _refusal(request, node, local, "the requests at work are too large together")
         timeout, fault = _time_limit(request, task)
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
@@ -186,7 +202,12 @@ class Dispatcher:
             request.task, request.uuid, request.src, request.data, request.arguments(),
             request.options,
         )  # fmt: skip
-        return Admission(task, job, node.name, timeout, fault)
+        self._held += size
+        return Admission(task, job, node.name, timeout, fault, size)
+
+    def release(self, admission: Admission) -> None:
+        """The job is over, and what its request took is free."""
+        self._held -= admission.size
 
 
 class Crowded(NotForThisNode):
@@ -204,5 +225,6 @@ def _time_limit(request: Request, task: Task) -> tuple[float | None, str]:
     if wish is None:
         return task.timeout, ""
     if isinstance(wish, bool) or not isinstance(wish, int | float) or not 0 < wish < 1e9:
-        return task.timeout, f"options.timeout: found {wish!r:.80}; expected seconds, more than 0"
+        found = f"{wish:g}" if isinstance(wish, int | float) else f"a {type(wish).__name__}"
+        return task.timeout, f"options.timeout: found {found}; expected seconds, more than 0"
     return (wish if task.timeout is None else min(wish, task.timeout)), ""

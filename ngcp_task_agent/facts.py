@@ -88,6 +88,13 @@ class Facts:
                 self._failing.add(source)
                 log.warning("fact source %s: %s; its facts will go stale", source, exc)
             return
+        except Exception:
+            # A bug in somebody's source: stale facts match nothing, and the next
+            # reading may go better.
+            if source not in self._failing:
+                self._failing.add(source)
+                log.exception("fact source %s failed; its facts will go stale", source)
+            return
         if source in self._failing:
             self._failing.discard(source)
             log.info("fact source %s: readable again", source)

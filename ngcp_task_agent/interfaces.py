@@ -10,7 +10,7 @@ knows and notes mistakes there, when the file is loaded, so that a wrong file fa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -37,7 +37,13 @@ class Delivery(NamedTuple):
 
 
 class Backend(Protocol):
-    """Carries bytes in and out; knows nothing of requests."""
+    """Carries bytes in and out; knows nothing of requests.
+
+    Attributes:
+        on_change: Called when `state` has changed; set by the daemon.
+    """
+
+    on_change: Callable[[], None]
 
     def subscription(self, options: Options) -> str:
         """Read a task's ``backend_options``: the control channel it listens on."""

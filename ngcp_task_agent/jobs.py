@@ -29,13 +29,15 @@ class Run:
 
     def __init__(self, admission: Admission, house: Gate, output: Collector) -> None:
         self._loop = asyncio.get_running_loop()
+        self.admission = admission
         self.task = admission.task
         self.job = admission.job
         self.output = output
         self.accepted_at = self._loop.time()
         self.work: asyncio.Task[None] | None = None
-        self._admission = admission
-        self._gates = (admission.task.gate, house)
+        # The agent's own tasks answer also where the house is full.
+        own = not admission.task.backend
+        self._gates = (admission.task.gate,) if own else (admission.task.gate, house)
         self._place = admission.task.gate.join()
         self._over: asyncio.Future[str] = self._loop.create_future()
 
@@ -53,10 +55,10 @@ class Run:
         Returns:
             done and an empty reason, or error and why.
         """
-        timer = self._limit(self._admission.timeout, "time limit of {:g} s reached")
+        timer = self._limit(self.admission.timeout, "time limit of {:g} s reached")
         try:
-            if self._admission.fault:
-                self.end(self._admission.fault)
+            if self.admission.fault:
+                self.end(self.admission.fault)
             if not await self._has_place():
                 return Status.ERROR, f"{self._over.result()}, before it was started"
             run_timer = self._limit(self.task.run_timeout, "run time limit of {:g} s reached")
@@ -108,7 +110,7 @@ class Run:
         if isinstance(problem, BrokerError):
             return Status.ERROR, str(problem) or "failed"
         # A bug in a broker: the client gets an answer, the log the traceback.
-        log.error("task %s failed on request %r", self.job.task, self.job.uuid, exc_info=problem)
+        log.error("task %s failed on request %.80r", self.job.task, self.job.uuid, exc_info=problem)
         return Status.ERROR, f"internal error in task {self.job.task}, see the node's log"
 
     def _leave(self, work: asyncio.Task[None]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from .messages import encode
 
 FORMATS = ("auto", "text", "journal", "json")
 LEVELS = ("debug", "info", "warning", "error")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _PRIORITY = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -56,14 +58,23 @@ def goes_to_journal(environ: Mapping[str, str]) -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-class TextFormatter(logging.Formatter):
+class SafeFormatter(logging.Formatter):
+    """Keeps a message on its line, with control characters made visible: what clients
+    and programs say must not forge lines or move the cursor of who reads them."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", record.message)
+        return super().formatMessage(record)
+
+
+class TextFormatter(SafeFormatter):
     """Time, level, text."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
 
-class JournalFormatter(logging.Formatter):
+class JournalFormatter(SafeFormatter):
     """The priority in front of each line, see sd-daemon(3); journald adds the time."""
 
     def __init__(self) -> None:

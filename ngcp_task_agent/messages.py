@@ -124,17 +124,29 @@ def decode_response(payload: bytes) -> dict[str, Any]:
     """Read one response, as a client does.
 
     Returns:
-        The fields as sent; `ref` and `status` are there.
+        The fields as sent; `ref`, `status`, `src`, `reason`, `data`, `chunk` and
+        `chunks` are there and of the right type.
 
     Raises:
-        MessageError: Not a JSON object with `ref` and `status`.
+        MessageError: It is no response.
     """
     try:
         fields = orjson.loads(payload)
     except orjson.JSONDecodeError as exc:
         raise MessageError(f"response is not JSON: {exc}") from None
-    if type(fields) is not dict or not {"ref", "status"} <= fields.keys():
-        raise MessageError("response has no ref and status")
+    if type(fields) is not dict:
+        raise MessageError(f"response is {_kind(fields)}; expected a JSON object")
+    fields = {"src": "", "reason": "", "data": "", "chunk": 1, "chunks": 1, **fields}
+    for name in ("ref", "status", "src", "reason"):
+        if type(fields.get(name)) is not str:
+            raise MessageError(
+                f"response: {name}: found {_kind(fields.get(name))}; expected a string"
+            )
+    for name in ("chunk", "chunks"):
+        if type(fields[name]) is not int or fields[name] < 1:
+            raise MessageError(f"response: {name}: expected a whole number from 1")
+    if fields["chunks"] > 1 and type(fields["data"]) is not str:
+        raise MessageError("response: data: expected a string in one of several")
     return fields
 
 

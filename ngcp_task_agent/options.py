@@ -86,7 +86,8 @@ class Options:
         if not isinstance(value, str):
             return self._wrong(key, value, required or "a text", default)
         if "\0" in value:
-            return self._wrong(key, value, "a text without NUL characters", default)
+            self.problem(key, "a NUL character", required or "a text without it")
+            return default
         if choices and value not in choices:
             return self._wrong(key, value, "one of " + ", ".join(choices), default)
         return value

@@ -378,6 +378,8 @@ def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
         OSError: The kernel refuses (prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4).
     """
     global _delegated
+    # What code in this process starts by itself inherits a mark that is nobody's.
+    os.environ[MARK] = f"{_SECRET}-agent"
     _delegated = cgroups.delegated()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):

@@ -18,7 +18,7 @@ import pwd
 import select
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 from ..errors import BackendError
@@ -54,6 +54,7 @@ class LocalBackend:
         self._server: asyncio.Server | None = None
         self._lock = -1
         self._dropped = 0
+        self.on_change: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def subscription(self, options: Options) -> str:
@@ -84,7 +85,13 @@ class LocalBackend:
                 os.chown(self._path, -1, min(self._group))
             os.chmod(self._path, self._mode or 0o600)
         except OSError as exc:
+            self._release()
             raise BackendError(f"{self._path}: {exc.strerror or exc}") from exc
+
+    def _release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     async def receive(self) -> AsyncIterator[Delivery]:
         while (delivery := await self._inbox.get()) is not None:
@@ -111,9 +118,7 @@ class LocalBackend:
             self._server.close()
             with suppress(OSError):
                 os.unlink(self._path)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._release()
         await self._inbox.put(None)
 
     async def close(self) -> None:
@@ -134,8 +139,7 @@ class LocalBackend:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
-            self._lock = -1
+            self._release()
             raise BackendError(f"{self._path}: in use by another agent") from None
         with suppress(FileNotFoundError):
             os.unlink(self._path)

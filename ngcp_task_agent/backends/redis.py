@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 from redis.asyncio.connection import AbstractConnection
-from redis.backoff import FullJitterBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import BackendError
 from ..interfaces import BackendState, Delivery
 from ..options import Options
 from .redis_publisher import Publisher
-from .redis_server import RedisServer
+from .redis_server import RedisServer, pause
 
 PING_INTERVAL = 10.0  # seconds of silence until the server is asked
 PONG_TIMEOUT = 4.0  # seconds for its answer; with the interval less than 15
@@ -31,7 +32,6 @@ CLOSE_TIMEOUT = 2.0  # seconds for the last responses to leave
 LARGE = 1024 * 1024  # bytes; a message beyond this is seldom and hardly a request
 ECHO = b"." * 2048  # see _Relief
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
-BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class RedisBackend:
         self._pong = asyncio.Event()
         self._trouble = ""  # what has been logged last
         self._attempt = 0.0  # loop time of the last attempt to connect
+        self.on_change: Callable[[], None] = lambda: None
 
     def subscription(self, options: Options) -> str:
         return options.text("control_channel", CONTROL_CHANNEL)
@@ -97,7 +98,7 @@ class RedisBackend:
             if not self._stopping:
                 failures += 1
                 with suppress(TimeoutError):
-                    await asyncio.sleep(BACKOFF.compute(failures))
+                    await asyncio.sleep(pause(failures))
 
     def deliver(self, address: str, payload: bytes) -> None:
         self._publisher.post(address, payload)
@@ -135,17 +136,28 @@ class RedisBackend:
         async with asyncio.timeout(2 * PONG_TIMEOUT):
             await connection.connect()  # type: ignore[no-untyped-call]
             channels = self._wanted
-            await connection.send_command("SUBSCRIBE", *channels, check_health=False)
+            for channel in channels:
+                await connection.send_command("SUBSCRIBE", channel, check_health=False)
             for _ in channels:
-                await connection.read_response()
+                await self._read_confirmation(connection)
         self._heard = asyncio.get_running_loop().time()
         self._connected = True
         self._trouble = ""
+        self.on_change()
         log.info("redis %s: connected, listening on %s", self._server, ", ".join(sorted(channels)))
         if channels != self._wanted:  # changed meanwhile
             self._command("SUBSCRIBE", self._wanted - channels)
             self._command("UNSUBSCRIBE", channels - self._wanted)
         return connection
+
+    async def _read_confirmation(self, connection: AbstractConnection) -> None:
+        try:
+            await connection.read_response()
+        except ResponseError as exc:  # this channel may not be for us; the others are
+            self._note_refusal(exc)
+
+    def _note_refusal(self, exc: ResponseError) -> None:
+        log.error("redis %s: a subscription is refused: %s", self._server, exc)
 
     async def _read(self, connection: AbstractConnection) -> AsyncIterator[Delivery]:
         now = asyncio.get_running_loop().time
@@ -154,7 +166,11 @@ class RedisBackend:
         heartbeat = asyncio.create_task(self._heartbeat(connection), name="redis heartbeat")
         try:
             while True:
-                message = await connection.read_response(disconnect_on_error=False)
+                try:
+                    message = await connection.read_response(disconnect_on_error=False)
+                except ResponseError as exc:
+                    self._note_refusal(exc)
+                    continue
                 self._heard = now()
                 if message[0] == b"message":
                     yield Delivery(message[2], message[1].decode("utf-8", "replace"), local)
@@ -191,11 +207,14 @@ class RedisBackend:
             self._subscriber = None
         if self._stopping:
             return
-        trouble = " ".join(str(exc).split()) or type(exc).__name__
-        if was_connected or trouble != self._trouble:
+        trouble = " ".join(str(exc).split()) or "no answer in time"
+        away = isinstance(exc, OSError | TimeoutError | RedisConnectionError | RedisTimeoutError)
+        kind = "away" if away and not isinstance(exc, AuthenticationError) else trouble
+        if was_connected or kind != self._trouble:  # said once, not at each attempt
             what = "connection lost" if was_connected else "not reached"
             log.warning("redis %s: %s (%s); trying again", self._server, what, trouble)
-            self._trouble = trouble
+            self._trouble = kind
+            self.on_change()
 
     def _command(self, name: str, channels: Iterable[str]) -> None:
         connection, words = self._subscriber, sorted(channels)
@@ -232,4 +251,5 @@ class _Relief:
 
 async def _send(connection: AbstractConnection, name: str, words: list[str]) -> None:
     with suppress(RedisError, OSError):  # the reader notices it, too
-        await connection.send_command(name, *words, check_health=False)
+        for word in words:
+            await connection.send_command(name, word, check_health=False)

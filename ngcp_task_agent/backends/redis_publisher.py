@@ -5,23 +5,25 @@ Responses out: a bounded queue, one connection, many responses at once.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import socket
+import sys
+import termios
 from collections import deque
 from contextlib import suppress
 from typing import NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
-from redis.backoff import FullJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendError
-from .redis_server import RedisServer
+from .redis_server import RedisServer, pause
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 1024 * 1024
 REPLY_TIMEOUT = 10.0  # seconds for one batch to be taken and answered
-BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,8 @@ class Publisher:
     """Publishes in the order given.
 
     A message counts as sent once the server has said so. What a broken connection
-    leaves without an answer is sent again, with the same `uuid`: rather twice, in
-    that narrow moment, than never.
+    leaves unconfirmed is sent again, with the same `uuid`: rather twice, in that narrow
+    moment, than never. What a server that hangs has got, but not confirmed, is not.
 
     Args:
         server: Where to.
@@ -50,6 +52,7 @@ class Publisher:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._queue: deque[_Message] = deque()
+        self._batch: deque[_Message] = deque()  # on its way
         self._bytes = 0
         self._posted = 0  # messages ever taken
         self._settled = 0  # messages ever sent or dropped
@@ -90,17 +93,17 @@ class Publisher:
                 if not self._queue:
                     self._wakeup = asyncio.get_running_loop().create_future()
                     await self._wakeup
-                batch = self._take_batch()
+                self._batch = self._take_batch()
                 try:
-                    await self._send(batch)
+                    await self._send()
                     failures = 0
                 except (RedisError, OSError, TimeoutError, BackendError) as exc:
-                    self._put_back(batch)
+                    self._put_back()
                     await self.disconnect()
                     failures += 1
                     log.debug("redis %s: publishing failed: %s", self._server, exc)
                     if failures > 1:  # the first may be a connection that was long closed
-                        await asyncio.sleep(BACKOFF.compute(failures - 1))
+                        await asyncio.sleep(pause(failures - 1))
         finally:
             await self.disconnect()
 
@@ -111,24 +114,43 @@ class Publisher:
             with suppress(RedisError, OSError, TimeoutError):
                 await connection.disconnect(nowait=True)
 
-    async def _send(self, batch: list[_Message]) -> None:
-        async with asyncio.timeout(REPLY_TIMEOUT):
-            connection = self._connection
-            if connection is None:
-                connection = self._server.connection()
-                await connection.connect()  # type: ignore[no-untyped-call]
-                self._connection = connection
-            commands = [("PUBLISH", message.channel, message.payload) for message in batch]
-            await connection.send_packed_command(
-                connection.pack_commands(commands), check_health=False
-            )
-            refused = [message for message in batch if not await _accepted(connection)]
-        self._settle(len(batch) - len(refused))
-        for message in refused:
-            self._drop(message, "refused by the server")
+    async def _send(self) -> None:
+        """Publish the batch; what the server has confirmed is taken out of it."""
+        connection = self._connection
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT):
+                if connection is None:
+                    connection = self._server.connection()
+                    await connection.connect()  # type: ignore[no-untyped-call]
+                    self._connection = connection
+                commands = [("PUBLISH", m.channel, m.payload) for m in self._batch]
+                await connection.send_packed_command(
+                    connection.pack_commands(commands), check_health=False
+                )
+                while self._batch:
+                    accepted = await _accepted(connection)
+                    message = self._batch.popleft()
+                    if accepted:
+                        self._settle(1)
+                    else:
+                        self._drop(message, "refused by the server")
+        except TimeoutError:
+            if self._connection is not None and _has_arrived(self._connection):
+                self._settle_unconfirmed()
+            raise
 
-    def _take_batch(self) -> list[_Message]:
-        batch: list[_Message] = []
+    def _settle_unconfirmed(self) -> None:
+        # The server's host has all of it, and a server that only hangs will read it.
+        # Sent again, each client would get its answer twice.
+        log.warning(
+            "redis %s: no confirmation for %d responses within %g s",
+            self._server, len(self._batch), REPLY_TIMEOUT,
+        )  # fmt: skip
+        self._settle(len(self._batch))
+        self._batch.clear()
+
+    def _take_batch(self) -> deque[_Message]:
+        batch: deque[_Message] = deque()
         size = 0
         while self._queue and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
             message = self._queue.popleft()
@@ -137,9 +159,10 @@ class Publisher:
         self._bytes -= size
         return batch
 
-    def _put_back(self, batch: list[_Message]) -> None:
-        self._queue.extendleft(reversed(batch))
-        self._bytes += sum(len(message.payload) for message in batch)
+    def _put_back(self) -> None:
+        self._bytes += sum(len(message.payload) for message in self._batch)
+        self._queue.extendleft(reversed(self._batch))
+        self._batch.clear()
 
     def _drop(self, message: _Message, why: str) -> None:
         if why.endswith("full"):
@@ -169,3 +192,15 @@ async def _accepted(connection: AbstractConnection) -> bool:
         log.debug("redis: PUBLISH refused: %s", exc)
         return False
     return True
+
+
+def _has_arrived(connection: AbstractConnection) -> bool:
+    """Whether the other host has acknowledged every byte; a UNIX socket has no other host."""
+    writer = getattr(connection, "_writer", None)
+    sock = writer.get_extra_info("socket") if writer is not None else None
+    if writer is None or sock is None or writer.transport.get_write_buffer_size():
+        return False
+    if sock.family == socket.AF_UNIX:
+        return True
+    unacknowledged = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
+    return int.from_bytes(unacknowledged, sys.byteorder) == 0

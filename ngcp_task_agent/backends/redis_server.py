@@ -11,7 +11,6 @@ import socket
 import ssl
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis.asyncio.connection import (
     AbstractConnection,
@@ -21,13 +20,16 @@ from redis.asyncio.connection import (
     parse_url,
 )
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.backoff import FullJitterBackoff, NoBackoff
+from redis.exceptions import RedisError
 
 from ..errors import BackendError
 from ..options import Options
 
 CLIENT_NAME = "ngcp-task-agent"
+URL_FORMS = "redis://[USER:PASSWORD@]HOST[:PORT], rediss://… or unix://PATH"
 CONNECT_TIMEOUT = 4.0  # seconds for the connection and the greeting
+_BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
 _KEEPALIVE = {
     socket.TCP_KEEPIDLE: 30,  # seconds
     socket.TCP_KEEPINTVL: 10,  # seconds
@@ -36,6 +38,11 @@ _KEEPALIVE = {
 }
 _UNWANTED = ("db", "decode_responses", "health_check_interval", "retry_on_timeout", "protocol",
              "socket_timeout", "socket_connect_timeout", "max_connections", "timeout")  # fmt: skip
+
+
+def pause(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: jittered, 3 at the most."""
+    return _BACKOFF.compute(min(failures, 10))  # it raises 2 to this power
 
 
 class RedisServer:
@@ -66,6 +73,8 @@ class RedisServer:
         self._kwargs["client_name"] = options.text("client_name", CLIENT_NAME)
         if re.search(r"\s", self._kwargs["client_name"]):
             options.problem("client_name", repr(self._kwargs["client_name"]), "no blanks")
+        if not options.problems:
+            self._try_to_build(options)
 
     def __str__(self) -> str:
         if "path" in self._kwargs:
@@ -103,6 +112,15 @@ class RedisServer:
             retry=Retry(NoBackoff(), 0),
         )
 
+    def _try_to_build(self, options: Options) -> None:
+        """A URL may hold parameters that the library does not take."""
+        try:
+            self.connection()
+        except (TypeError, ValueError):
+            options.problem("url", "parameters that are not understood", URL_FORMS)
+        except (BackendError, RedisError):
+            pass  # told when it is needed: a password file may come later
+
     def _use_path(self, path: str) -> None:
         self._kind = UnixDomainSocketConnection
         self._kwargs = {"path": path}
@@ -110,9 +128,9 @@ class RedisServer:
     def _use_url(self, url: str, options: Options) -> None:
         try:
             parsed: dict[str, Any] = {**parse_url(url)}
-        except (ValueError, AttributeError) as exc:
-            shown = urlsplit(url)._replace(netloc="…").geturl() if "@" in url else url
-            options.problem("url", f"{shown!r} ({exc})", "such as redis://host:6379")
+        except (ValueError, AttributeError):
+            # Neither the text nor the library's complaint: a password may be in them.
+            options.problem("url", "a text that is no such URL", URL_FORMS)
             return
         self._kind = parsed.pop("connection_class", Connection)
         if "path" not in parsed:

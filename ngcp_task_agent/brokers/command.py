@@ -16,7 +16,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
-from ..errors import BrokerError
+from ..errors import BrokerError, MessageError
 from ..interfaces import Job, Output
 from ..options import Options
 from ..processes import Program
@@ -96,6 +96,8 @@ class CommandBroker:
         except OSError as exc:
             what = self._cwd if exc.filename == self._cwd else self._run
             raise BrokerError(f"cannot start {what}: {exc.strerror or exc}") from exc
+        except MessageError as exc:
+            raise BrokerError(f"the data cannot be passed on: {exc}") from exc
         except ValueError as exc:  # a NUL character
             raise BrokerError(f"cannot start {self._run}: {exc}") from exc
 

@@ -66,7 +66,7 @@ class PythonBroker:
         except BaseException as exc:
             # Somebody else's code, in our event loop: not even its SystemExit
             # may end the daemon. The client gets type and text, the log the rest.
-            log.exception("task %s, request %s: %s failed", job.task, job.uuid, self._callable)
+            log.exception("task %s, request %.80r: %s failed", job.task, job.uuid, self._callable)
             raise BrokerError(describe_exception(exc)) from exc
 
     def _load(self) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -101,9 +101,11 @@ class PythonBroker:
             where = f"below {self._path}" if self._path else "that can be imported (see path)"
             options.problem("callable", f"no module {self._module}", f"a module {where}")
             return False
-        if others_can_write(source):
-            options.problem("callable", f"{source}, which others can write", "mode 0644 or less")
-            return False
+        for place in (source, *source.parents[: self._module.count(".") + 1]):
+            if others_can_write(place):
+                expected = "a place that only root can write (chmod go-w, chown root)"
+                options.problem("callable", f"{place}, which others can write", expected)
+                return False
         return _is_async(source, self._name, options)
 
 

@@ -13,13 +13,15 @@ import socket
 import sys
 from typing import Any
 
-from ..errors import BrokerError
+from ..errors import BrokerError, MessageError
 from ..interfaces import Job
 from ..messages import decode, encode
 from ..processes import Program
 from .python_worker import HEADER
 
 IDLE_FOR = 60.0  # seconds a worker without work is kept
+# What the service manager has said to the daemon alone.
+NOT_THEIRS = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM")
 READ_SIZE = 256 * 1024  # bytes
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,13 @@ class Pool:
         Raises:
             BrokerError: It raised, or its process died.
         """
+        try:
+            arguments = encode(dict(job.arguments))
+        except MessageError as exc:
+            raise BrokerError(f"the arguments cannot be passed on: {exc}") from exc
         worker = self._take()
         try:
-            kind, payload = await worker.exchange(encode(dict(job.arguments)))
+            kind, payload = await worker.exchange(arguments)
         except asyncio.CancelledError:
             await worker.end()
             raise
@@ -58,10 +64,9 @@ class Pool:
         if kind == b"R":
             return decode(payload)
         failure = decode(payload)
-        log.error(
-            "task %s, request %s: %s failed\n%s",
-            job.task, job.uuid, self._callable, failure["traceback"],
-        )  # fmt: skip
+        log.error("task %s, request %.80r: %s failed", job.task, job.uuid, self._callable)
+        for line in failure["traceback"].splitlines():
+            log.error("  %s", line)
         raise BrokerError(failure["reason"])
 
     def close(self) -> None:
@@ -106,7 +111,8 @@ class _Worker:
                 sys.executable, "-P", "-m", "ngcp_task_agent.brokers.python_worker",
                 str(fd), callable_, path,
             ]  # fmt: skip
-            self._program = Program(argv, dict(os.environ), pass_fds=(fd,), capture=False)
+            env = {k: v for k, v in os.environ.items() if not k.startswith(NOT_THEIRS)}
+            self._program = Program(argv, env, pass_fds=(fd,), capture=False)
 
     @property
     def alive(self) -> bool:

@@ -30,11 +30,10 @@ def ping(dst: str, timeout: float, json_: bool, **link: str | None) -> None:
     """
     client = open_client(link)
     began = time.monotonic()
-    taken: list[float] = []
+    taken: dict[object, float] = {}  # by response
 
     def note_time(response: dict[str, object]) -> None:
-        if response["status"] == "done":
-            taken.append(time.monotonic() - began)
+        taken[response.get("uuid")] = time.monotonic() - began
 
     with client:
         try:
@@ -44,9 +43,10 @@ def ping(dst: str, timeout: float, json_: bool, **link: str | None) -> None:
     if json_:
         click.echo(as_json(result, TASK, dst))
     else:
-        done = [run for run in result.runs if run.status == "done"]
-        for run, seconds in zip(done, taken, strict=False):
-            about = run.data
+        for run in result.runs:
+            if run.status != "done":
+                continue
+            about, seconds = run.data, taken[run.responses[-1].get("uuid")]
             facts = " ".join(f"{key}={'+'.join(vs)}" for key, vs in sorted(about["facts"].items()))
             line = f"{run.src:<16} {about['version']:<8} {about['uptime']:>10.0f} s  {facts}"
             click.echo(printable(f"{line}  ({seconds * 1000:.0f} ms)"))

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -27,8 +29,7 @@ def serve(directory: str) -> int:
     return_large_blocks()
     _allow_descriptors()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(directory))
+        asyncio.Runner(loop_factory=_loop_factory()).run(_serve(directory))
     except ConfigError as exc:
         for problem in exc.problems:
             print(problem, file=sys.stderr)
@@ -36,7 +37,10 @@ def serve(directory: str) -> int:
     except OSError as exc:
         print(f"ngcp-task-agent: {exc}", file=sys.stderr)
         return EXIT_FAILED
-    return EXIT_OK
+    # All is answered and ended. What is left, a function that does not heed its
+    # cancellation or a thread that hangs, must not keep the process.
+    logging.shutdown()
+    os._exit(EXIT_OK)
 
 
 async def _serve(directory: str) -> None:

@@ -23,7 +23,7 @@ def printable(text: str) -> str:
     >>> printable("plain\ttext")
     'plain\ttext'
     """
-    if not sys.stdout.isatty():
+    if not (sys.stdout.isatty() or sys.stderr.isatty()):
         return text
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
@@ -73,7 +73,9 @@ def show_missing(result: Result) -> None:
             click.echo(f"ngcp-task: no node accepted; agents listening: {heard}", err=True)
     for run in result.runs:
         if not run.ended:
-            click.echo(f"ngcp-task: {run.src} accepted and did not end in time", err=True)
+            click.echo(
+                printable(f"ngcp-task: {run.src} accepted and did not end in time"), err=True
+            )
 
 
 def _node(run: NodeRun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Where they stand there: the name in /etc/ngcp_hostname; the roles in
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ NETWORK_FILE = "etc/ngcp-config/network.yml"
 NAME_PROGRAM = "usr/sbin/ngcp-hostname"
 STATE_PROGRAM = "usr/sbin/ngcp-check-active"
 _ROLE = "NGCP_IS_"
+
+log = logging.getLogger(__name__)
 
 
 def is_ngcp(root: str = "/") -> bool:
@@ -43,17 +46,33 @@ class NgcpSource:
         self.max_age = options.seconds("max_age", 10.0)
         self._timeout = options.seconds("timeout", 5.0)
         self._name = ""
+        self._troubles: list[str] = []
         self._parsed: dict[Path, tuple[int, Any]] = {}  # by file: change time, content
 
     def __str__(self) -> str:
         return "ngcp"
 
     async def read(self) -> Reading:
-        self._name = self._name or await self._read_name()
-        facts = await asyncio.to_thread(self._read_files)
-        state = await self._read_state()
-        if state:
-            facts["state"] = frozenset((state,))
+        """Each part by itself: one that cannot be read leaves the others alone."""
+        facts: dict[str, frozenset[str]] = {}
+        troubles = []
+        try:
+            self._name = self._name or await self._read_name()
+        except OSError as exc:
+            troubles.append(str(exc))
+        for part in (self._read_roles, self._read_network):
+            try:
+                facts = {**await asyncio.to_thread(part), **facts}
+            except (OSError, ValueError) as exc:
+                troubles.append(str(exc))
+        try:
+            state = await self._read_state()
+            facts.update({"state": frozenset((state,))} if state else {})
+        except OSError as exc:
+            troubles.append(str(exc))
+        if troubles != self._troubles:
+            self._troubles = troubles
+            log.warning("ngcp facts: %s", "; ".join(troubles) or "all readable again")
         return Reading(facts, self._name)
 
     async def _read_name(self) -> str:
@@ -74,21 +93,18 @@ class NgcpSource:
             return ""
         return "active" if code == 0 else "standby"
 
-    def _read_files(self) -> dict[str, frozenset[str]]:
+    def _read_roles(self) -> dict[str, frozenset[str]]:
         own = self._content(self._root / ROLES_FILE, parse_assignments)
-        network = self._content(self._root / NETWORK_FILE, yamlfile.load)
-        host = _host(network, self._name)
         roles = frozenset(
             key[len(_ROLE) :].lower()
             for key, value in own.items()
             if key.startswith(_ROLE) and value == "yes"
         )
-        found = {
-            "role": roles or _texts(host.get("role")),
-            "status": _texts(host.get("status")),
-            "type": _texts(own.get("NGCP_TYPE")),
-        }
-        return {key: values for key, values in found.items() if values}
+        return _present(role=roles, type=_texts(own.get("NGCP_TYPE")))
+
+    def _read_network(self) -> dict[str, frozenset[str]]:
+        host = _host(self._content(self._root / NETWORK_FILE, yamlfile.load), self._name)
+        return _present(role=_texts(host.get("role")), status=_texts(host.get("status")))
 
     def _content(self, path: Path, parse: Any) -> Mapping[str, Any]:
         """The parsed file, read again only when it has changed; empty if there is none."""
@@ -113,6 +129,10 @@ def _host(network: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         return {}
     entry = hosts.get(name, hosts.get("self"))
     return entry if isinstance(entry, dict) else {}
+
+
+def _present(**facts: frozenset[str]) -> dict[str, frozenset[str]]:
+    return {key: values for key, values in facts.items() if values}
 
 
 def _texts(value: Any) -> frozenset[str]:

@@ -44,6 +44,9 @@ def test_a_result_of_the_time_without_redis_is_delivered(world):
         with world.listener() as listener:
             ref = listener.send("gated", "sp1")
             listener.hear_until(lambda: listener.statuses(ref) == ["accepted"])
+            # What is cut off unconfirmed is sent again; a later answer shows that
+            # this one is confirmed.
+            answered(listener, "sp1", 5)
             channel = listener.channel
 
         proxy.shut()

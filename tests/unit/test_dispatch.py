@@ -1,0 +1,286 @@
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ngcp_task_agent.destination import Node
+from ngcp_task_agent.dispatch import LOCAL, Crowded, Dispatcher, Gate
+from ngcp_task_agent.errors import NotForThisNode, Rejected
+from ngcp_task_agent.interfaces import Delivery
+from ngcp_task_agent.messages import decode_request
+
+from ..helpers import NODE, request, task
+
+CONTROL = Delivery(b"", "control")
+SILENT = ["*", "prx*", "prx01?", "*|state=active", "prx01?|role=lb"]
+NAMED = ["prx01a", "db*,prx01a", "prx01a|state=active", " prx01a "]
+ELSEWHERE = ["db01a", "db*", "prx01b", "*|state=standby", "prx01a|state=standby", "local"]
+GATE_STEPS = st.lists(
+    st.tuples(st.sampled_from(["join", "leave", "withdraw"]), st.integers(0, 20)), max_size=40
+)
+
+
+def dispatcher(*tasks, node=NODE):
+    dispatcher = Dispatcher(lambda: node)
+    dispatcher.tasks = {t.name: t for t in tasks or [task()]}
+    return dispatcher
+
+
+def admit(dispatcher, delivery=CONTROL, backend="memory", **fields):
+    return dispatcher.admit(decode_request(request(**fields)), delivery, backend)
+
+
+def full_gate():
+    gate = Gate(max_running=1, max_queued=0)
+    gate.join()
+    return gate
+
+
+# The gate
+
+
+@given(st.integers(1, 3), GATE_STEPS)
+def test_a_gate_lets_in_as_many_as_it_may_in_the_order_they_came(max_running, steps):
+    """Against a model of two lists: nobody overtakes, and no place is lost or given twice."""
+    asyncio.run(follow_the_model(Gate(max_running), steps))
+
+
+async def follow_the_model(gate, steps):
+    running, waiting = [], []  # None, or the future that a job waits or has waited for
+    for step, number in steps:
+        if step == "join":
+            place = gate.join()
+            assert (place is None) is (len(running) < gate.max_running)
+            (running if place is None else waiting).append(place)
+        elif step == "leave" and running:
+            running.pop(number % len(running))
+            gate.leave()
+        elif step == "withdraw" and (futures := [p for p in running + waiting if p is not None]):
+            place = futures[number % len(futures)]
+            (waiting if place in waiting else running).remove(place)
+            gate.withdraw(place)
+        while waiting and len(running) < gate.max_running:
+            running.append(waiting.pop(0))
+
+        assert (gate.running, gate.queued) == (len(running), len(waiting))
+        assert all(place is None or place.done() for place in running)
+        assert not any(place.done() for place in waiting)
+    for _ in range(len(running) + len(waiting)):
+        gate.leave()
+    assert (gate.running, gate.queued) == (0, 0)
+
+
+async def test_a_gate_is_full_when_nobody_may_even_wait():
+    """Running and waiting have a limit each."""
+    gate = Gate(max_running=1, max_queued=1)
+
+    gate.join()
+    assert not gate.full
+    waiter = gate.join()
+    assert gate.full
+    gate.withdraw(waiter)
+    assert not gate.full
+
+
+async def test_a_lower_limit_lets_those_who_run_go_on():
+    """Files are read again while jobs run; the limit holds for who comes next."""
+    gate = Gate(max_running=2)
+    gate.join(), gate.join()
+    waiter = gate.join()
+
+    gate.max_running = 1
+    gate.leave()
+    assert not waiter.done()
+    gate.leave()
+    assert waiter.done()
+
+
+async def test_after_a_higher_limit_nobody_overtakes_those_who_wait():
+    """Whoever waited when the file was changed still came first."""
+    gate = Gate(max_running=1)
+    gate.join()
+    waiter = gate.join()
+
+    gate.max_running = 2
+    newcomer = gate.join()
+
+    assert waiter.done()
+    assert newcomer is not None
+
+
+# Whom it is for
+
+
+@pytest.mark.parametrize("dst", SILENT + NAMED)
+def test_a_request_for_this_node_is_admitted(dst):
+    """With all that a broker needs to know, and the name to sign with."""
+    fields = {"uuid": "U-1", "data": '{"user": "anna"}'}
+
+    admission = admit(dispatcher(), dst=dst, **fields)
+
+    assert (admission.task.name, admission.node, admission.fault) == ("ping", "prx01a", "")
+    job = admission.job
+    assert (job.task, job.uuid, job.src, job.data) == ("ping", "U-1", "web01a", fields["data"])
+    assert job.arguments == {"user": "anna"}
+    assert job.options == {"feedback_channel": "fb"}
+
+
+@pytest.mark.parametrize("dst", ELSEWHERE)
+@pytest.mark.parametrize("name", ["ping", "no-such-task"])
+def test_a_request_for_another_node_is_passed_over(dst, name):
+    """Not even "unknown task": one `rejected` makes a client fail the whole call."""
+    with pytest.raises(NotForThisNode) as caught:
+        admit(dispatcher(), dst=dst, task=name)
+
+    assert not isinstance(caught.value, Crowded)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "src"),
+    [(CONTROL._replace(local=True), "web01a"), (CONTROL, "prx01a"), (CONTROL, "proxy")],
+)
+@pytest.mark.parametrize("dst", ["local", "localhost"])
+def test_local_is_who_sent_it_or_is_beside_the_bus(delivery, src, dst):
+    """By the way it came, or by a `src` that is one of this node's names."""
+    node = Node("prx01a", ("proxy",))
+
+    assert admit(dispatcher(node=node), delivery, dst=dst, src=src).node == "prx01a"
+
+
+def test_the_node_is_asked_for_each_request():
+    """A failover between two requests changes who takes the second."""
+    state = "active"
+    one = Dispatcher(lambda: Node("prx01a", (), {"state": frozenset({state})}))
+    one.tasks = {"ping": task()}
+
+    assert admit(one, dst="*|state=active")
+    state = "standby"
+    with pytest.raises(NotForThisNode):
+        admit(one, dst="*|state=active")
+
+
+# Whether there is such a task
+
+
+@pytest.mark.parametrize("dst", SILENT)
+def test_an_unknown_task_on_a_wildcard_is_passed_over(dst):
+    """Somebody else may have it."""
+    with pytest.raises(NotForThisNode) as caught:
+        admit(dispatcher(), dst=dst, task="pnig")
+
+    assert not isinstance(caught.value, Crowded)
+
+
+@pytest.mark.parametrize("dst", NAMED)
+def test_an_unknown_task_is_rejected_where_this_node_is_named(dst):
+    """The client asked this very node, and gets a reason."""
+    with pytest.raises(Rejected, match=r"^unknown task 'pnig'$"):
+        admit(dispatcher(), dst=dst, task="pnig")
+
+
+@pytest.mark.parametrize(
+    ("backend", "channel"), [("redis", "control"), ("memory", "other"), ("redis", "other")]
+)
+def test_a_task_is_unknown_where_it_does_not_listen(backend, channel):
+    """Who may publish on one channel need not be allowed on another."""
+    with pytest.raises(Rejected, match="unknown task"):
+        admit(dispatcher(), Delivery(b"", channel), backend, dst="prx01a")
+
+
+def test_the_administrator_reaches_every_task():
+    """By the local backend, whatever the task listens on."""
+    assert admit(dispatcher(), Delivery(b"", "", True, "local-1"), LOCAL, dst="local")
+
+
+def test_a_task_without_a_backend_listens_everywhere():
+    """The agent's own tasks."""
+    own = dispatcher(task(backend="", control_channel=""))
+
+    assert admit(own, Delivery(b"", "any"), "redis")
+
+
+# Whether there is room
+
+
+@pytest.mark.parametrize("dst", NAMED)
+@pytest.mark.parametrize("reason", ["stopping", "max_queued"])
+def test_no_room_is_rejected_where_this_node_is_named(dst, reason):
+    """Before `accepted`, with the reason."""
+    one = dispatcher(task(gate=Gate() if reason == "stopping" else full_gate()))
+    one.stopping = reason == "stopping"
+
+    with pytest.raises(Rejected, match=reason):
+        admit(one, dst=dst)
+
+
+@pytest.mark.parametrize("dst", SILENT)
+@pytest.mark.parametrize("reason", ["stopping", "max_queued"])
+def test_no_room_on_a_wildcard_is_silent_but_counted(dst, reason):
+    """A refusal would fail the call on all other nodes; silence alone would hide it."""
+    one = dispatcher(task(gate=Gate() if reason == "stopping" else full_gate()))
+    one.stopping = reason == "stopping"
+
+    with pytest.raises(Crowded, match=reason):
+        admit(one, dst=dst)
+
+
+@pytest.mark.parametrize("dst", ELSEWHERE)
+def test_no_room_is_nothing_to_tell_about_other_peoples_requests(dst):
+    """They are not even counted."""
+    one = dispatcher(task(gate=full_gate()))
+    one.stopping = True
+
+    with pytest.raises(NotForThisNode) as caught:
+        admit(one, dst=dst)
+
+    assert not isinstance(caught.value, Crowded)
+
+
+# How long it may take
+
+
+@pytest.mark.parametrize(
+    ("limit", "wish", "timeout"),
+    [
+        (9.5, None, 9.5),
+        (9.5, 3, 3),
+        (9.5, 0.5, 0.5),
+        (9.5, 60, 9.5),
+        (None, None, None),
+        (None, 3, 3),
+    ],
+)
+def test_a_client_may_ask_for_a_shorter_limit_only(limit, wish, timeout):
+    """The task's own is the administrator's."""
+    options = {"feedback_channel": "fb", "timeout": wish}
+
+    assert admit(dispatcher(task(timeout=limit)), options=options).timeout == timeout
+
+
+BAD_TIMEOUTS = [0, -1, "3", True, [], {}, 1e300]
+
+
+@pytest.mark.parametrize("wish", BAD_TIMEOUTS)
+def test_a_bad_limit_is_rejected_where_this_node_is_named(wish):
+    """A known task with bad options."""
+    options = {"feedback_channel": "fb", "timeout": wish}
+
+    with pytest.raises(Rejected, match=r"^options\.timeout: found .*; expected seconds"):
+        admit(dispatcher(), dst="prx01a", options=options)
+
+
+@pytest.mark.parametrize("wish", BAD_TIMEOUTS)
+def test_a_bad_limit_on_a_wildcard_is_accepted_and_fails(wish):
+    """It may not be rejected, and silence would look like a node that is down."""
+    admission = admit(dispatcher(), options={"feedback_channel": "fb", "timeout": wish})
+
+    assert admission.fault.startswith("options.timeout: found ")
+    assert admission.timeout == 9.5
+
+
+def test_unknown_options_are_no_error():
+    """`path` and `headers` occur in the field."""
+    options = {"feedback_channel": "fb", "path": "/x/", "headers": '"A": 7', "timeot": 0}
+
+    assert admit(dispatcher(), dst="prx01a", options=options).fault == ""
