@@ -108,7 +108,9 @@ class Run:
         if problem is None:
             return Status.DONE, ""
         if isinstance(problem, BrokerError):
-            return Status.ERROR, str(problem) or "failed"
+            # Somebody else's text; the wire takes no lone surrogates.
+            reason = str(problem).encode("utf-8", "replace").decode()
+            return Status.ERROR, reason or "failed"
         # A bug in a broker: the client gets an answer, the log the traceback.
         log.error("task %s failed on request %.80r", self.job.task, self.job.uuid, exc_info=problem)
         return Status.ERROR, f"internal error in task {self.job.task}, see the node's log"

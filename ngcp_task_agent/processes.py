@@ -33,7 +33,9 @@ GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may n
 HUNT = 0.01  # seconds at a time spent on children that fork faster than one can look
 LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
 LOOK_SELDOM = 0.1  # seconds between them, later
-SWEEP_AFTER = 0.2  # seconds from a child's death until forgotten children are reaped
+SWEEP_EVERY = 0.5  # seconds between two looks for zombies while anything runs
+ZOMBIES_AFTER = 0.4  # seconds until an adopted one is reaped
+STRANGERS_AFTER = 60.0  # seconds a plug-in has to wait for a child that it has started
 READ_SIZE = 256 * 1024  # bytes
 DRAIN = 0.25  # seconds for the output of children to end after the program itself has
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
@@ -49,7 +51,9 @@ _numbers = itertools.count(1)
 # the programs we have started and not yet reaped, by pid.
 _running: dict[int, Program] = {}
 
-_delegated = ""  # where control groups can be made; one fact of the whole process, too
+# Two more facts of the whole process, set by `adopt_orphans`.
+_delegated = ""  # where control groups can be made
+_reaper: _Reaper | None = None
 
 
 class Process(NamedTuple):
@@ -126,6 +130,7 @@ class Program:
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._stdout, self._stderr = stdout, stderr
+        sweep_soon()
 
     @property
     def returncode(self) -> int | None:
@@ -208,7 +213,7 @@ class Program:
     def _members(self) -> list[Process]:
         """Everyone alive who belongs to this program; the dead ones are reaped."""
         table = {process.pid: process for process in _process_table()}
-        _reap_strays(table)
+        self._reap(table)
         group = self._group.pids() if self._group is not None else set()
         ours = [
             p
@@ -217,6 +222,16 @@ class Program:
         ]
         self._known.update((p.pid, p.started) for p in ours)
         return ours
+
+    def _reap(self, table: Mapping[int, Process]) -> None:
+        """Reap descendants that the daemon has adopted and that have ended."""
+        for pid, started in self._known.items():
+            process = table.get(pid)
+            if process is None or process.started != started or pid in _running:
+                continue
+            if process.state == "Z" and process.parent == os.getpid():
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
     def _owns(self, process: Process, table: Mapping[int, Process]) -> bool:
         """Whether *process* descends from this program, over whatever detours."""
@@ -377,34 +392,69 @@ def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
     Raises:
         OSError: The kernel refuses (prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4).
     """
-    global _delegated
+    global _delegated, _reaper
     # What code in this process starts by itself inherits a mark that is nobody's.
     os.environ[MARK] = f"{_SECRET}-agent"
     _delegated = cgroups.delegated()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
-    reaper = _Reaper(loop)
-    # Not loop.add_signal_handler: uvloop keeps that for its own subprocesses.
-    signal.signal(signal.SIGCHLD, reaper.child_died)
+    _reaper = _Reaper(loop)
+
+
+def sweep_soon() -> None:
+    """Reap what has been adopted, in a while and as long as anything runs.
+
+    Called after each start of a program, and to be called by whoever lets code run
+    that may start programs by itself.
+    """
+    if _reaper is not None:
+        _reaper.sweep_soon()
 
 
 class _Reaper:
-    """Reaps adopted children that end by themselves, many at a time."""
+    """Reaps adopted children that end by themselves, many at a time.
+
+    Not by SIGCHLD: uvloop takes that for its own subprocesses and gives it back to nobody.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due = False
+        self._armed = False
+        self._seen: dict[tuple[int, int], float] = {}  # strangers' zombies: since when
 
-    def child_died(self, *_: object) -> None:
-        if not self._due:
-            self._due = True
-            self._loop.call_soon_threadsafe(self._loop.call_later, SWEEP_AFTER, self._sweep)
+    def sweep_soon(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._loop.call_later(SWEEP_EVERY, self._sweep)
 
     def _sweep(self) -> None:
-        self._due = False
-        if _strays():
-            _reap_strays({process.pid: process for process in _process_table()})
+        self._armed = False
+        strays = _strays()
+        if strays:
+            self._reap(strays)
+        if strays or _running:
+            self.sweep_soon()
+
+    def _reap(self, strays: Sequence[int]) -> None:
+        """Reap zombies that nobody else has reaped, after a while.
+
+        Those of our own session may be a plug-in's, which may still wait for them. So
+        may others, if it has given them a session, but then its event loop is quick.
+        """
+        now, own, seen = self._loop.time(), os.getsid(0), self._seen
+        self._seen = {}
+        for pid in strays:
+            with suppress(OSError):
+                process = _read_process(pid)
+                since = seen.get((pid, process.started), now)
+                patience = STRANGERS_AFTER if process.session == own else ZOMBIES_AFTER
+                if process.state != "Z":
+                    continue
+                if now - since < patience:
+                    self._seen[pid, process.started] = since
+                else:
+                    os.waitpid(pid, os.WNOHANG)
 
 
 def _make_group(number: int, undo: ExitStack) -> cgroups.Group | None:
@@ -455,14 +505,6 @@ def _strays() -> list[int]:
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         return [p.pid for p in _process_table() if p.parent == pid and p.pid not in _running]
     return [child for child in map(int, children) if child not in _running]
-
-
-def _reap_strays(table: Mapping[int, Process]) -> None:
-    for pid in _strays():
-        process = table.get(pid)
-        if process and process.state == "Z" and process.session != os.getsid(0):
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
 
 
 def _process_table() -> Iterator[Process]:

@@ -17,6 +17,7 @@ import os
 import pwd
 import select
 import socket
+import stat
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
@@ -142,6 +143,9 @@ class LocalBackend:
             self._release()
             raise BackendError(f"{self._path}: in use by another agent") from None
         with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                self._release()
+                raise BackendError(f"{self._path}: there is a file that is no socket")
             os.unlink(self._path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,7 +196,9 @@ async def _gone(sock: socket.socket) -> None:
 
 def _groups(sock: socket.socket) -> tuple[int, ...]:
     try:
-        packed = sock.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, 4 * 1024)
+        packed = sock.getsockopt(
+            socket.SOL_SOCKET, _PEERGROUPS, 1024
+        )  # the most Python takes: 256 groups
     except OSError:
         return ()
     return struct.unpack(f"{len(packed) // 4}I", packed)

@@ -137,6 +137,11 @@ def _found(program: str, path: str) -> str:
     found = shutil.which(program, mode=os.F_OK | os.X_OK, path=path)
     if found is None:
         raise BrokerError(f"cannot start {program}: not found, or not to be executed")
+    with contextlib.suppress(OSError), open(found, "rb") as file:
+        start = file.read(4)
+        if start[:2] != b"#!" and start != b"\x7fELF":
+            # setpriv, like any execvp(3), would hand it to a shell.
+            raise BrokerError(f"cannot start {program}: no program, and no #! line")
     return found
 
 

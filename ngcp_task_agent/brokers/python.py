@@ -22,6 +22,7 @@ from typing import Any
 from ..errors import BrokerError
 from ..interfaces import Job, Output
 from ..options import Options
+from ..processes import sweep_soon
 from .python_pool import Pool
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class PythonBroker:
             # may end the daemon. The client gets type and text, the log the rest.
             log.exception("task %s, request %.80r: %s failed", job.task, job.uuid, self._callable)
             raise BrokerError(describe_exception(exc)) from exc
+        finally:
+            sweep_soon()  # it may have started programs by itself
 
     def _load(self) -> Callable[..., Coroutine[Any, Any, Any]]:
         if self._path and self._path not in sys.path:
@@ -115,7 +118,7 @@ def describe_exception(exc: BaseException) -> str:
     >>> describe_exception(ValueError("no such user"))
     'ValueError: no such user'
     """
-    text = " ".join(str(exc).split())
+    text = " ".join(str(exc).encode("utf-8", "replace").decode().split())
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 

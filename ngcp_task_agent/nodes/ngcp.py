@@ -58,7 +58,7 @@ class NgcpSource:
         troubles = []
         try:
             self._name = self._name or await self._read_name()
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             troubles.append(str(exc))
         for part in (self._read_roles, self._read_network):
             try:

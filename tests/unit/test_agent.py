@@ -80,6 +80,28 @@ async def test_serve_takes_what_a_backend_receives_until_it_stops():
     await asyncio.wait_for(serving, 1)
 
 
+async def test_a_bug_in_a_room_does_not_make_the_agent_deaf(caplog):
+    """It is logged with its traceback, counted, and the next request is taken."""
+    corridor = Corridor()
+    admit = corridor.dispatcher.admit
+
+    def admit_the_second(*args):
+        corridor.dispatcher.admit = admit
+        raise ZeroDivisionError
+
+    corridor.dispatcher.admit = admit_the_second
+    serving = asyncio.ensure_future(corridor.agent.serve("memory", corridor.backend))
+    corridor.backend.publish(request())
+    corridor.backend.publish(request())
+    await corridor.backend.stop()
+    await serving
+    await corridor.idle()
+
+    assert corridor.backend.statuses() == ["accepted", "done"]
+    assert corridor.agent.counts["bad"] == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
 ENDINGS = {
     "done": (Says(b"pong"), {}, "done"),
     "result": (Says(result={"a": 1}), {}, "done"),
@@ -299,6 +321,34 @@ async def test_all_tasks_together_have_a_limit_too():
     for broker in brokers:
         broker.free.set()
     await corridor.idle()
+
+
+async def test_a_backend_is_told_when_its_jobs_are_answered():
+    """A backend that was replaced goes once nobody needs it for an answer."""
+    broker, other = Waits(), MemoryBackend()
+    corridor = Corridor(broker)
+    corridor.take(request())
+
+    await asyncio.wait_for(corridor.agent.answered(other), 1)
+    waiting = asyncio.ensure_future(corridor.agent.answered(corridor.backend))
+    await until(lambda: broker.running)
+    assert not waiting.done()
+    broker.free.set()
+    await asyncio.wait_for(waiting, 1)
+
+    assert corridor.backend.statuses() == ["accepted", "done"]
+
+
+async def test_what_requests_take_is_free_when_they_are_answered(monkeypatch):
+    """However they end; else the node refuses everything after a while."""
+    monkeypatch.setattr("ngcp_task_agent.dispatch.MAX_HELD", 2 * len(request()))
+    corridor = Corridor(Says(error=ZeroDivisionError()))
+
+    for _ in range(10):
+        corridor.take(request())
+        await corridor.idle()
+
+    assert corridor.agent.counts["error"] == 10
 
 
 async def test_draining_lets_jobs_end():

@@ -2,8 +2,9 @@ import asyncio
 
 import pytest
 
+from ngcp_task_agent import app, registry
 from ngcp_task_agent.app import Loader, close_brokers, close_later
-from ngcp_task_agent.errors import ConfigError
+from ngcp_task_agent.errors import ConfigError, Problem
 
 from ..helpers import Says, task
 
@@ -352,6 +353,42 @@ def test_what_was_disabled_is_made_anew(place, folder):
     after = getattr(place.load()[0], folder)["ping"]
 
     assert after is not before
+
+
+def test_a_broken_local_backend_is_none(place):
+    """Not one with defaults: its file may have said who is to be kept out."""
+    place.write("backends/local.yml", BROKEN)
+
+    assert place.load()[0].backends == {}
+
+
+@pytest.mark.parametrize("mistake", [ConfigError([Problem("x.yml", "a", "b", "c")]), KeyError(1)])
+def test_a_plug_in_that_fails_harms_no_other(place, monkeypatch, mistake):
+    """Somebody else's code; its file is wrong, the others are not."""
+
+    def factory(options):
+        raise mistake
+
+    find = registry.find
+    monkeypatch.setattr(
+        registry, "find", lambda kind, name: factory if name == "foreign" else find(kind, name)
+    )
+    place.write("tasks/bad.yml", "backend: local\nbroker: foreign\n")
+    place.write("tasks/good.yml", TASK)
+
+    setup, problems = place.load()
+
+    assert list(setup.tasks) == ["good"]
+    assert len(problems) == 1
+
+
+def test_a_host_of_an_ngcp_installation_knows_its_facts(place, monkeypatch):
+    """Without a word in agent.yml; with one, only what it says."""
+    monkeypatch.setattr(app, "is_ngcp", lambda: True)
+
+    assert [str(source) for source in place.load()[0].facts._sources] == ["ngcp"]
+    place.write("agent.yml", "fact_sources: []\n")
+    assert [str(source) for source in place.load()[0].facts._sources] == []
 
 
 def test_a_local_backend_may_be_switched_off(place):

@@ -3,6 +3,7 @@ import os
 import pytest
 
 from ngcp_task_agent.config import (
+    LARGEST,
     Limits,
     Settings,
     is_yaml,
@@ -196,6 +197,19 @@ def test_a_file_that_cannot_be_read_is_told(directory):
     ]  # fmt: skip
     assert all("expected a readable file" in problem for problem in problems)
     assert len(files.broken) == 2
+
+
+def test_a_file_without_end_is_not_read(directory):
+    """A pipe would hold the daemon up for ever, a large file its memory."""
+    os.mkfifo(directory / "tasks/pipe.yml", 0o644)
+    write(directory, "tasks/large.yml", "#" * (LARGEST + 1))
+
+    files, problems = read(directory)
+
+    assert [problem.partition(": found")[0] for problem in problems] == [
+        "tasks/large.yml", "tasks/pipe.yml",
+    ]  # fmt: skip
+    assert files.tasks == {}
 
 
 def test_one_name_is_one_file(directory):

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngcp_task_agent.destination import MAX_PATTERN, Destination, Element, Node
+from ngcp_task_agent.destination import (
+    MAX_CLASSES,
+    MAX_LENGTH,
+    MAX_PATTERN,
+    Destination,
+    Element,
+    Node,
+    matches,
+)
 from ngcp_task_agent.errors import MessageError
 
 from ..helpers import NODE
@@ -198,6 +206,31 @@ def test_a_pattern_is_no_longer_than_any_name():
     assert Destination.parse("a" * MAX_PATTERN).selects(Node("a" * MAX_PATTERN))
     with pytest.raises(MessageError, match="at most 255"):
         Destination.parse("a" * MAX_PATTERN + "*")
+
+
+def test_a_dst_is_no_longer_than_the_largest_fleet():
+    """Reading it takes time that a stranger must not choose."""
+    Destination.parse(",".join(["prx01a"] * 5000))
+    with pytest.raises(MessageError, match=r"^dst: \d+ characters; at most 65536 are read"):
+        Destination.parse("prx01a" + " " * MAX_LENGTH)
+
+
+def test_a_dst_has_few_classes():
+    """Each takes a regular expression, and no fleet needs many."""
+    Destination.parse(",".join(["prx[ab]"] * MAX_CLASSES))
+    with pytest.raises(MessageError, match=r"^dst: 9 times '\['; at most 8 are taken"):
+        Destination.parse(",".join(["prx[ab]"] * (MAX_CLASSES + 1)))
+
+
+@given(st.text("ab*?", min_size=1, max_size=12), st.text("ab", max_size=12))
+def test_a_pattern_without_classes_needs_no_regular_expression(pattern, name):
+    """And means the same; stars one behind another included."""
+    assert matches(name, pattern) is fnmatchcase(name, pattern)
+
+
+def test_a_spiteful_pattern_costs_little():
+    """Backtracking that grows with each star would stop the node for hours."""
+    assert not matches("a" * MAX_PATTERN, "a*" * (MAX_PATTERN // 2) + "b")
 
 
 def test_a_dst_too_long_to_be_remembered_works_as_well():

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ngcp_task_agent import dispatch
 from ngcp_task_agent.destination import Node
 from ngcp_task_agent.dispatch import LOCAL, Crowded, Dispatcher, Gate
 from ngcp_task_agent.errors import NotForThisNode, Rejected
@@ -235,6 +236,39 @@ def test_no_room_is_nothing_to_tell_about_other_peoples_requests(dst):
         admit(one, dst=dst)
 
     assert not isinstance(caught.value, Crowded)
+
+
+def test_requests_at_work_are_held_up_to_a_limit(monkeypatch):
+    """A hundred large requests would take many times their size in memory."""
+    monkeypatch.setattr(dispatch, "MAX_HELD", 100)
+    one = dispatcher()
+    large = CONTROL._replace(payload=b"x" * 60)
+    first = admit(one, large)
+
+    with pytest.raises(Crowded, match="too large together"):
+        admit(one, large)
+    with pytest.raises(Rejected, match="too large together"):
+        admit(one, large, dst="prx01a")
+    one.release(first)
+    assert admit(one, large)
+
+
+def test_one_request_alone_is_never_too_large(monkeypatch):
+    """How large one may be is decided where it is read."""
+    monkeypatch.setattr(dispatch, "MAX_HELD", 100)
+
+    assert admit(dispatcher(), CONTROL._replace(payload=b"x" * 200))
+
+
+def test_a_task_brings_its_limits_to_the_gate():
+    """When it comes into use, and not when its file is read."""
+    gate = Gate(1, 1)
+    one = task(gate=gate, max_running=3, max_queued=5)
+    assert (gate.max_running, gate.max_queued) == (1, 1)
+
+    one.adjust_gate()
+
+    assert (gate.max_running, gate.max_queued) == (3, 5)
 
 
 # How long it may take

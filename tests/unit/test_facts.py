@@ -164,6 +164,20 @@ async def test_a_source_that_fails_is_logged_once_and_asked_again(error, caplog)
     await one.stop()
 
 
+async def test_a_source_with_a_bug_is_asked_again(caplog):
+    """Somebody else's plug-in; the log has the traceback, once."""
+    source = Source(state="active", interval=0.01)
+    source.error = KeyError("role")
+    one = await started(source)
+    await until(lambda: source.reads > 3)
+
+    source.error = None
+
+    await until(lambda: one.node().facts == values(state="active"))
+    assert caplog.text.count("KeyError: 'role'") == 1
+    await one.stop()
+
+
 async def test_a_slow_source_does_not_hold_up_the_start(monkeypatch):
     """The agent serves without it, and learns its facts when they come."""
     monkeypatch.setattr(facts, "FIRST_READING", 0.02)

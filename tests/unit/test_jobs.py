@@ -204,6 +204,15 @@ async def test_jobs_start_in_the_order_they_were_accepted():
     assert started == list(range(20))
 
 
+async def test_the_agents_own_tasks_run_where_the_house_is_full():
+    """`agent.ping` has to answer just when everything is busy."""
+    house = Gate(1)
+    house.join()
+
+    assert await run(Says(b"pong"), house=house, backend="").outcome() == (Status.DONE, "")
+    assert (house.running, house.queued) == (1, 0)
+
+
 BROKERS = {
     "says": Says,
     "fails": lambda: Says(error=BrokerError("no")),

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import sys
 
 import pytest
@@ -143,6 +144,21 @@ def test_a_json_line_tells_who_and_when():
 def test_a_json_line_survives_half_a_character():
     """A file's name in another encoding comes as a lone surrogate."""
     assert json.loads(JsonFormatter().format(record("a\udc80b")))["message"] == "a?b"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JournalFormatter()])
+@given(st.text())
+def test_what_strangers_say_stays_on_its_line(formatter, text):
+    """A client must not forge lines, nor move the cursor of who reads them."""
+    line = formatter.format(record(f"<{text}>"))
+
+    assert len(line.splitlines()) == 1
+    assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", line)
+
+
+def test_a_control_character_is_made_visible():
+    """It is no secret that it was there."""
+    assert JournalFormatter().format(record("a\x1b[2Jb\nc\td")) == "<6>a\\x1b[2Jb\\x0ac\td"
 
 
 def test_a_text_line_has_time_and_level():

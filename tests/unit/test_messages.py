@@ -210,6 +210,39 @@ def test_datetime_is_timestamp_with_a_zone(timestamp):
     assert moment.timestamp() == pytest.approx(fields["timestamp"], abs=1e-6)
 
 
+def test_the_words_of_the_wire():
+    """Clients compare them as text."""
+    assert [str(status) for status in Status] == ["accepted", "rejected", "done", "error"]
+
+
+def test_decode_takes_json_only():
+    """What a worker or a program says is as little to be trusted as a request."""
+    assert decode('{"a": [1]}') == {"a": [1]}
+    with pytest.raises(MessageError, match="not JSON"):
+        decode("{")
+
+
+GOOD = {"ref": "r", "status": "done"}
+
+
+def test_a_response_without_the_lesser_fields_has_their_defaults():
+    """Older agents leave some out; a client need not look for each."""
+    assert decode_response(encode(GOOD)) == {
+        **GOOD, "src": "", "reason": "", "data": "", "chunk": 1, "chunks": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"ref": 1}, {"status": None}, {"src": []}, {"reason": {}}, {"chunk": 0}, {"chunk": "1"},
+     {"chunks": 1.5}, {"chunks": True}, {"chunks": 2, "data": {}}],
+)  # fmt: skip
+def test_a_field_of_a_response_has_its_type(fields):
+    """A client adds and joins them without looking."""
+    with pytest.raises(MessageError, match=r"^response: "):
+        decode_response(encode({**GOOD, **fields}))
+
+
 @pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b'{"ref": "x"}', b'{"status": "done"}'])
 def test_a_client_does_not_take_everything_for_a_response(payload):
     """Anyone may publish on a feedback channel, too."""

@@ -74,9 +74,34 @@ async def test_discard_gives_back_memory_and_disk(small, tmp_path):
 
     collector.discard()
     collector.discard()
+    await collector.write(b"x" * 1000)
 
     assert descriptors() == before
     assert (collector.size, collector.value) == (0, None)
+
+
+async def test_a_result_is_kept_as_it_is():
+    """In its own form, not as text."""
+    collector, value = Collector(), {"a": [1]}
+
+    collector.result(value)
+
+    assert collector.has_result
+    assert collector.value is value
+
+
+@pytest.mark.parametrize("size", [0, 1, 60, 99, 100])
+@pytest.mark.parametrize("pieces", [0, 1, 5])
+async def test_the_first_bytes_of_it_may_be_kept(small, tmp_path, pieces, size):
+    """An output that is too long is cut, wherever it was kept, and its disk given back."""
+    before = descriptors()
+    collector = await collected([b"0123456789" * 6] * pieces, tmp_path)
+
+    collector.cut(size)
+
+    assert collector.text() == ("0123456789" * 6 * pieces)[:size]
+    assert collector.size == len(collector.text())
+    assert descriptors() == before
 
 
 async def test_nothing_is_taken_once_it_is_closed():

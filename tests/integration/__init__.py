@@ -1,0 +1,1 @@
+"""Rooms of the agent against real servers, processes and files; no whole daemon."""
