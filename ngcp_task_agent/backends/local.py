@@ -28,6 +28,7 @@ from ..options import Options
 
 LONGEST_LINE = 64 * 1024 * 1024  # bytes; what is too long for a request is told by its decoder
 UNREAD = 32 * 1024 * 1024  # bytes a client may leave unread before it is cut off
+CLOSE_TIMEOUT = 1.0  # seconds for clients to read their last answers
 WAITING = 1000  # requests read and not yet looked at
 LINGER = 3600.0  # seconds a client that has closed its sending side may wait for answers
 _PEERGROUPS = 59  # SO_PEERGROUPS, Linux 4.13
@@ -54,6 +55,7 @@ class LocalBackend:
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
         self._lock = -1
+        self._closed = False
         self._dropped = 0
         self.on_change: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,10 +125,13 @@ class LocalBackend:
         await self._inbox.put(None)
 
     async def close(self) -> None:
-        for address, writer in list(self._clients.items()):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.flush(address), 1.0)
-            writer.close()
+        self._closed = True
+        writers = list(self._clients.values())
+        for writer in writers:
+            writer.close()  # what is written already still leaves
+        closing = [asyncio.ensure_future(_closed(writer)) for writer in writers]
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT)
         for task in list(self._tasks):
             task.cancel()
 
@@ -155,7 +160,7 @@ class LocalBackend:
         sock = writer.get_extra_info("socket")
         address = f"local-{next(self._numbers)}"
         try:
-            if not self._may_connect(sock):
+            if self._closed or not self._may_connect(sock):
                 return
             self._clients[address] = writer
             while line := await reader.readline():
@@ -182,6 +187,11 @@ class LocalBackend:
             return True
         log.warning("local client refused: user %d, process %d", uid, pid)
         return False
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _gone(sock: socket.socket) -> None:

@@ -9,6 +9,7 @@ import redis
 
 from .alone import open_files
 from .backends import CONTROL, connected, receiving, redis_backend
+from .loops import both_loops
 from .waiting import until
 
 pytestmark = pytest.mark.redis
@@ -100,7 +101,8 @@ async def test_a_channel_is_subscribed_once_however_many_tasks_share_it(server):
         await until(lambda: len(received) == 2)
 
 
-async def test_no_request_is_lost_between_one_subscription_and_the_next(server):
+@both_loops
+async def test_no_request_is_lost_between_one_subscription_and_the_next(server, loop):
     """What the server has handed over arrives, also while other channels are still on their
     way: PUBLISH says how many have got it."""
     channels = [CONTROL, *(f"channel{number}" for number in range(200))]
