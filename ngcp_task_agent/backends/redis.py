@@ -59,6 +59,8 @@ class RedisBackend:
         self._wanted: frozenset[str] = frozenset()
         self._subscriber: AbstractConnection | None = None
         self._commands: set[asyncio.Task[None]] = set()
+        self._asked: frozenset[str] = frozenset()  # channels of the present connection
+        self._unconfirmed = 0
         self._connected = False
         self._stopping = False
         self._heard = 0.0  # loop time of the last sign of life
@@ -89,16 +91,13 @@ class RedisBackend:
             self._attempt = asyncio.get_running_loop().time()
             try:
                 connection = await self._subscribe()
-                failures = 0
                 async for delivery in self._read(connection):
                     yield delivery
                     del delivery  # it may be large, and the next may be long in coming
             except (RedisError, OSError, TimeoutError, BackendError) as exc:
-                await self._lost(exc)
+                failures = 1 if await self._lost(exc) else failures + 1
             if not self._stopping:
-                failures += 1
-                with suppress(TimeoutError):
-                    await asyncio.sleep(pause(failures))
+                await asyncio.sleep(pause(failures))
 
     def deliver(self, address: str, payload: bytes) -> None:
         self._publisher.post(address, payload)
@@ -131,33 +130,36 @@ class RedisBackend:
         )
 
     async def _subscribe(self) -> AbstractConnection:
+        """Connect and ask for the channels; the answers are read among the messages."""
         connection = self._server.connection()
         self._subscriber = connection
+        self._asked = self._wanted
+        self._unconfirmed = len(self._asked)
         async with asyncio.timeout(2 * PONG_TIMEOUT):
             await connection.connect()  # type: ignore[no-untyped-call]
-            channels = self._wanted
-            for channel in channels:
+            for channel in self._asked:
                 await connection.send_command("SUBSCRIBE", channel, check_health=False)
-            for _ in channels:
-                await self._read_confirmation(connection)
         self._heard = asyncio.get_running_loop().time()
-        self._connected = True
-        self._trouble = ""
-        self.on_change()
-        log.info("redis %s: connected, listening on %s", self._server, ", ".join(sorted(channels)))
-        if channels != self._wanted:  # changed meanwhile
-            self._command("SUBSCRIBE", self._wanted - channels)
-            self._command("UNSUBSCRIBE", channels - self._wanted)
         return connection
 
-    async def _read_confirmation(self, connection: AbstractConnection) -> None:
-        try:
-            await connection.read_response()
-        except ResponseError as exc:  # this channel may not be for us; the others are
-            self._note_refusal(exc)
+    def _note_confirmation(self) -> None:
+        """One more channel is answered; after the last one the backend is connected."""
+        self._unconfirmed -= 1
+        if self._unconfirmed:
+            return
+        self._connected = True
+        self._trouble = ""
+        channels = ", ".join(sorted(self._asked))
+        log.info("redis %s: connected, listening on %s", self._server, channels)
+        self.on_change()
+        if self._asked != self._wanted:  # changed meanwhile
+            self._command("SUBSCRIBE", self._wanted - self._asked)
+            self._command("UNSUBSCRIBE", self._asked - self._wanted)
 
     def _note_refusal(self, exc: ResponseError) -> None:
+        # This channel is not for us; the others are.
         log.error("redis %s: a subscription is refused: %s", self._server, exc)
+        self._note_confirmation()
 
     async def _read(self, connection: AbstractConnection) -> AsyncIterator[Delivery]:
         now = asyncio.get_running_loop().time
@@ -178,6 +180,8 @@ class RedisBackend:
                     if len(message[2]) > LARGE:
                         relief.needed = True
                         await connection.send_command("PING", ECHO, check_health=False)
+                elif message[0] == b"subscribe":
+                    self._note_confirmation()
                 elif message[0] == b"pong":
                     self._pong.set()
                     if relief.needed:
@@ -199,14 +203,15 @@ class RedisBackend:
             await self._publisher.disconnect()
             await connection.disconnect(nowait=True)
 
-    async def _lost(self, exc: Exception) -> None:
+    async def _lost(self, exc: Exception) -> bool:
+        """Drop the connection, and say so once; whether there was one."""
         was_connected, self._connected = self._connected, False
         if self._subscriber is not None:
             with suppress(RedisError, OSError, TimeoutError):
                 await self._subscriber.disconnect(nowait=True)
             self._subscriber = None
         if self._stopping:
-            return
+            return was_connected
         trouble = " ".join(str(exc).split()) or "no answer in time"
         away = isinstance(exc, OSError | TimeoutError | RedisConnectionError | RedisTimeoutError)
         kind = "away" if away and not isinstance(exc, AuthenticationError) else trouble
@@ -215,6 +220,7 @@ class RedisBackend:
             log.warning("redis %s: %s (%s); trying again", self._server, what, trouble)
             self._trouble = kind
             self.on_change()
+        return was_connected
 
     def _command(self, name: str, channels: Iterable[str]) -> None:
         connection, words = self._subscriber, sorted(channels)

@@ -52,6 +52,19 @@ async def test_a_tree_that_heeds_sigterm_is_not_killed(loop):
 
 
 @in_own_process
+async def test_a_stopped_child_gets_to_hear_sigterm():
+    """It would only hear SIGKILL otherwise, and could not put its things in order."""
+    shorten(5.0)
+    program = await start_tree("stopped child")
+    began = time.monotonic()
+
+    await program.end()
+
+    assert time.monotonic() - began < 2.5
+    assert descendants() == []
+
+
+@in_own_process
 async def test_sigkill_comes_after_the_time_it_is_said_to():
     """A tree that ignores SIGTERM has `KILL_AFTER` seconds, no less."""
     shorten(1.0)
