@@ -16,17 +16,17 @@ import ctypes
 import errno
 import itertools
 import logging
-import math
 import os
 import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import NamedTuple
 
 from . import cgroups
+from .pipes import READ_SIZE, Pipe, Tail
+from .proctable import Process, open_files_of, read_process, read_table, variable_of
 
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
@@ -36,8 +36,6 @@ LOOK_SELDOM = 0.1  # seconds between them, later
 SWEEP_EVERY = 0.5  # seconds between two looks for zombies while anything runs
 ZOMBIES_AFTER = 0.4  # seconds until an adopted one is reaped
 STRANGERS_AFTER = 60.0  # seconds a plug-in has to wait for a child that it has started
-READ_SIZE = 256 * 1024  # bytes
-DRAIN = 0.25  # seconds for the output of children to end after the program itself has
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -54,17 +52,6 @@ _running: dict[int, Program] = {}
 # Two more facts of the whole process, set by `adopt_orphans`.
 _delegated = ""  # where control groups can be made
 _reaper: _Reaper | None = None
-
-
-class Process(NamedTuple):
-    """One line of the process table; `started` in clock ticks since boot."""
-
-    pid: int
-    state: str
-    parent: int
-    group: int
-    session: int
-    started: int
 
 
 class Program:
@@ -104,8 +91,8 @@ class Program:
         self.began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
         with ExitStack() as undo, ExitStack() as theirs:
             self._group = _make_group(number, undo)
-            stdout = _Pipe(self._loop, undo, theirs) if capture else None
-            stderr = _Tail(self._loop, undo, theirs) if capture else None
+            stdout = Pipe(self._loop, undo, theirs) if capture else None
+            stderr = Tail(self._loop, undo, theirs) if capture else None
             # Popen blocks until the program is running, by vfork, whose cost does not
             # grow with this process. So there is no await between start and record,
             # where a cancellation could leave a program that nobody knows of.
@@ -206,13 +193,13 @@ class Program:
         while time.monotonic() < hunted:
             for pid in _strays():
                 with suppress(OSError):
-                    child = _read_process(pid)
+                    child = read_process(pid)
                     if child.state not in "ZX" and self._left_behind(child):
                         os.kill(pid, signal.SIGKILL)
 
     def _members(self) -> list[Process]:
         """Everyone alive who belongs to this program; the dead ones are reaped."""
-        table = {process.pid: process for process in _process_table()}
+        table = {process.pid: process for process in read_table()}
         self._reap(table)
         group = self._group.pids() if self._group is not None else set()
         ours = [
@@ -250,7 +237,7 @@ class Program:
             return False  # another program's, or a child that a plug-in has started itself
         if self.pid in (child.session, child.group):
             return True
-        mark = _mark_of(child.pid)
+        mark = variable_of(child.pid, MARK)
         if mark:
             return mark == self._mark
         others = (p for p in _running.values() if p is not self and p._stdout is not None)
@@ -262,13 +249,13 @@ class Program:
             return True
         for pid in _strays():
             with suppress(OSError):
-                child = _read_process(pid)
+                child = read_process(pid)
                 if child.state not in "ZX" and self._left_behind(child):
                     return True
         return False
 
     def _holds_pipe(self, pid: int) -> bool:
-        return bool(self._stdout and self._stdout.inode in _pipes_of(pid))
+        return bool(self._stdout and self._stdout.inode in open_files_of(pid))
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -290,100 +277,6 @@ class Program:
             if pipe is not None:
                 pipe.close()
         _running.pop(self.pid, None)
-
-
-class _Pipe:
-    """stdout, read by whoever waits for it: a slow reader slows the program down."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, undo: ExitStack, theirs: ExitStack) -> None:
-        self._loop = loop
-        self._fd, self.theirs = _pipe(undo, theirs)
-        self._waiter: asyncio.Future[None] | None = None
-        self._deadline = math.inf  # loop time; then only what is in the pipe is read
-
-    @property
-    def inode(self) -> int:
-        return os.fstat(self._fd).st_ino
-
-    async def read(self) -> bytes:
-        while self._fd >= 0:
-            last = self._loop.time() >= self._deadline
-            try:
-                piece = os.read(self._fd, READ_SIZE)
-            except BlockingIOError:
-                if last:
-                    break
-                await self._readable()
-                continue
-            if last:  # a pipe that is always full would otherwise never end
-                self.close()
-            return piece
-        return b""
-
-    async def _readable(self) -> None:
-        self._waiter = self._loop.create_future()
-        self._loop.add_reader(self._fd, self._wake)
-        timer = (
-            self._loop.call_at(self._deadline, self._wake) if self._deadline < math.inf else None
-        )
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            if self._fd >= 0:
-                self._loop.remove_reader(self._fd)
-            if timer is not None:
-                timer.cancel()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def program_ended(self) -> None:
-        self._deadline = self._loop.time() + DRAIN
-        self._wake()
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        self._wake()
-
-
-class _Tail:
-    """stderr, read as it comes; the last `KEEP` bytes are kept."""
-
-    KEEP = 64 * 1024  # bytes
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, undo: ExitStack, theirs: ExitStack) -> None:
-        self._loop = loop
-        self._fd, self.theirs = _pipe(undo, theirs)
-        undo.callback(loop.remove_reader, self._fd)
-        self._data = b""
-        loop.add_reader(self._fd, self._read)
-
-    @property
-    def data(self) -> bytes:
-        """What has been written so far, the end of it."""
-        self._read()
-        return self._data
-
-    def _read(self) -> None:
-        with suppress(BlockingIOError):
-            while self._fd >= 0:
-                piece = os.read(self._fd, READ_SIZE)
-                if not piece:
-                    self.close()
-                self._data = (self._data + piece)[-self.KEEP :]
-                if len(piece) < READ_SIZE:
-                    break
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
 
 
 def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
@@ -446,7 +339,7 @@ class _Reaper:
         self._seen = {}
         for pid in strays:
             with suppress(OSError):
-                process = _read_process(pid)
+                process = read_process(pid)
                 since = seen.get((pid, process.started), now)
                 patience = STRANGERS_AFTER if process.session == own else ZOMBIES_AFTER
                 if process.state != "Z":
@@ -467,15 +360,6 @@ def _make_group(number: int, undo: ExitStack) -> cgroups.Group | None:
         return None
     undo.callback(group.remove)
     return group
-
-
-def _pipe(undo: ExitStack, theirs: ExitStack) -> tuple[int, int]:
-    """A pipe: our end does not block; the other is for the program alone."""
-    ours, other = os.pipe2(os.O_CLOEXEC)
-    undo.callback(os.close, ours)
-    theirs.callback(os.close, other)
-    os.set_blocking(ours, False)
-    return ours, other
 
 
 def _undo_start(popen: subprocess.Popen[bytes]) -> None:
@@ -503,42 +387,8 @@ def _strays() -> list[int]:
         finally:
             os.close(fd)
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [p.pid for p in _process_table() if p.parent == pid and p.pid not in _running]
+        return [p.pid for p in read_table() if p.parent == pid and p.pid not in _running]
     return [child for child in map(int, children) if child not in _running]
-
-
-def _process_table() -> Iterator[Process]:
-    """Every process there is; see proc_pid_stat(5)."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with suppress(OSError, ValueError, IndexError):
-                yield _read_process(int(name))
-
-
-def _read_process(pid: int) -> Process:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The second field is the name in parentheses, with any bytes in it.
-        fields = file.read().rpartition(b")")[2].split()
-    parent, group, session = map(int, fields[1:4])
-    return Process(pid, fields[0].decode(), parent, group, session, int(fields[19]))
-
-
-def _mark_of(pid: int) -> str:
-    with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-        for entry in file.read().split(b"\0"):
-            name, _, value = entry.partition(b"=")
-            if name == MARK.encode():
-                return value.decode("ascii", "replace")
-    return ""
-
-
-def _pipes_of(pid: int) -> set[int]:
-    found = set()
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                found.add(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
-    return found
 
 
 def _signal(processes: Sequence[Process], number: int) -> None:

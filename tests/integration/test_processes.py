@@ -12,7 +12,7 @@ from ngcp_task_agent import processes
 from ngcp_task_agent.errors import BrokerError
 from ngcp_task_agent.processes import all_ended
 
-from .alone import descendants, in_own_process, open_files, zombies
+from .alone import descendants, in_own_process, names, open_files, zombies
 from .jobs import Kept, command_broker, job
 from .loops import both_loops
 from .trees import HIDER, TREES, end_busy, keep_busy, read_all, shorten, start, start_tree
@@ -108,6 +108,45 @@ async def test_one_program_s_end_leaves_the_others_alone():
     assert stays.returncode is None
     assert len(descendants()) == 3
     await stays.end()
+    assert descendants() == []
+
+
+@pytest.mark.parametrize(
+    "child",
+    [
+        "env -i sleep 60 </dev/null >/dev/null 2>&1",
+        "setsid sleep 60 </dev/null >/dev/null 2>&1",
+        "env -i setsid sleep 60 </dev/null 2>/dev/null",
+    ],
+    ids=["session", "mark", "output"],
+)
+@in_own_process
+async def test_one_trace_is_enough_to_tell_whose_a_process_is(child):
+    """Its parent has gone, and another program runs that it might have come from."""
+    shorten()
+    other = start("exec sleep 60")
+    program = start(f"( (exec {child} &) ); exec sleep 60")
+    await until(lambda: names() == ["sleep"] * 3)
+
+    await program.end()
+
+    assert len(descendants()) == 1
+    assert other.returncode is None
+    await other.end()
+
+
+@in_own_process
+async def test_one_that_hides_is_not_ended_with_a_program_it_need_not_come_from():
+    """In doubt it lives as long as anybody who may have started it."""
+    shorten()
+    other = start("exec sleep 60")
+    program = start(HIDER)
+    await until(lambda: names() == ["sleep"] * 3)
+
+    await other.end()
+
+    assert len(descendants()) == 2
+    await program.end()
     assert descendants() == []
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -196,6 +197,7 @@ async def test_a_refusal_is_the_only_answer():
     (answer,) = corridor.backend.responses()
     assert (answer["status"], answer["reason"]) == ("rejected", "unknown task 'pnig'")
     assert (answer["src"], answer["task"]) == ("prx01a", "pnig")
+    assert corridor.agent.counts == {"rejected": 1}
     assert not corridor.agent.runs
 
 
@@ -289,6 +291,21 @@ async def test_a_large_result_goes_in_pieces_that_join():
     assert "".join(piece["data"] for piece in pieces) == "line\n" * 2000
     assert [piece["chunk"] for piece in pieces] == list(range(1, pieces[0]["chunks"] + 1))
     assert backend.flushed == len(pieces) > 5
+
+
+async def test_what_is_sent_to_one_client_is_paced(monkeypatch):
+    """Redis drops a subscriber that cannot keep up; a small answer goes at once."""
+    monkeypatch.setattr("ngcp_task_agent.agent.BURST", 6000)
+    monkeypatch.setattr("ngcp_task_agent.agent.PACE", 50_000)
+    corridor, now = Corridor(Says(b"x" * 10_000), limits=Limits(chunk_size=1024)), time.monotonic
+
+    began = now()
+    corridor.take(request())
+    await corridor.idle()
+    seconds = now() - began
+
+    assert len(corridor.backend.responses()) > 10
+    assert seconds >= 4000 / 50_000
 
 
 async def test_an_output_is_given_back_after_the_answer(tmp_path):

@@ -202,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_told(directory):
 def test_a_file_without_end_is_not_read(directory):
     """A pipe would hold the daemon up for ever, a large file its memory."""
     os.mkfifo(directory / "tasks/pipe.yml", 0o644)
-    write(directory, "tasks/large.yml", "#" * (LARGEST + 1))
+    write(directory, "tasks/large.yml", TASK + "#" * LARGEST)
 
     files, problems = read(directory)
 

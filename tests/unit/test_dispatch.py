@@ -17,8 +17,9 @@ CONTROL = Delivery(b"", "control")
 SILENT = ["*", "prx*", "prx01?", "*|state=active", "prx01?|role=lb"]
 NAMED = ["prx01a", "db*,prx01a", "prx01a|state=active", " prx01a "]
 ELSEWHERE = ["db01a", "db*", "prx01b", "*|state=standby", "prx01a|state=standby", "local"]
+STEPS = ("join", "join", "join", "leave", "withdraw", "withdraw", "limit")
 GATE_STEPS = st.lists(
-    st.tuples(st.sampled_from(["join", "leave", "withdraw"]), st.integers(0, 20)), max_size=40
+    st.tuples(st.sampled_from(STEPS), st.integers(0, 20)), min_size=8, max_size=40
 )
 
 
@@ -61,6 +62,8 @@ async def follow_the_model(gate, steps):
             place = futures[number % len(futures)]
             (waiting if place in waiting else running).remove(place)
             gate.withdraw(place)
+        elif step == "limit":
+            gate.max_running = 1 + number % 3
         while waiting and len(running) < gate.max_running:
             running.append(waiting.pop(0))
 

@@ -26,6 +26,13 @@ async def test_no_user_is_the_daemons_own():
     assert await find_user("", "") == User(ME.pw_name, ME.pw_dir, ())
 
 
+async def test_a_daemons_user_need_not_have_a_name(monkeypatch):
+    """A container may run it under any number."""
+    monkeypatch.setattr(users.os, "geteuid", lambda: 4_000_000_000)
+
+    assert await find_user("", "") == User("4000000000", "/", ())
+
+
 @pytest.mark.root
 @needs_root
 @pytest.mark.parametrize("name", ["nobody", str(NOBODY.pw_uid)])

@@ -106,7 +106,7 @@ def test_bytes_that_are_no_text_are_a_value_error():
         yamlfile.load(b"a: \xff\xfe\xfa")
 
 
-@given(st.text("ab:-[]{}!&*#?|<>'\"\n ,%@`~0", max_size=30))
+@given(st.text("ab:-[]{}!&*#?|<>'\"\n ,%@`~0\0\x80\ud800", max_size=30))
 def test_any_text_is_values_or_a_value_error(text):
     """No other exception gets through, and its text fits into one line of the log."""
     problem = ""

@@ -1,0 +1,62 @@
+"""
+The process table, as proc(5) shows it. Only looks, never touches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """One line of the process table; `started` in clock ticks since boot."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    started: int
+
+
+def read_table() -> Iterator[Process]:
+    """Every process there is; see proc_pid_stat(5)."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError, ValueError, IndexError):
+                yield read_process(int(name))
+
+
+def read_process(pid: int) -> Process:
+    """One process.
+
+    Raises:
+        OSError: There is none.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The second field is the name in parentheses, with any bytes in it.
+        fields = file.read().rpartition(b")")[2].split()
+    parent, group, session = map(int, fields[1:4])
+    return Process(pid, fields[0].decode(), parent, group, session, int(fields[19]))
+
+
+def variable_of(pid: int, name: str) -> str:
+    """A variable of its environment at its start; empty if there is none, or no telling."""
+    with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        for entry in file.read().split(b"\0"):
+            key, _, value = entry.partition(b"=")
+            if key == name.encode():
+                return value.decode("ascii", "replace")
+    return ""
+
+
+def open_files_of(pid: int) -> set[int]:
+    """The inodes of its open files."""
+    found = set()
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                found.add(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
+    return found
