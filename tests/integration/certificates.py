@@ -7,6 +7,8 @@ from typing import NamedTuple
 from .redis_server import missing
 
 KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+# Python 3.13 is strict (VERIFY_X509_STRICT): who may sign has to say so.
+USAGE = ["-addext", "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"]
 
 
 class Pair(NamedTuple):
@@ -44,7 +46,7 @@ class Authority:
     def _pair(self, name, *words):
         cert, key = (str(self._place / f"{self._name}-{name}.{end}") for end in ("crt", "key"))
         subprocess.run(
-            ["openssl", "req", *KEY, *words, "-days", "2", "-keyout", key, "-out", cert],
+            ["openssl", "req", *KEY, *USAGE, *words, "-days", "2", "-keyout", key, "-out", cert],
             check=True,
             capture_output=True,
         )

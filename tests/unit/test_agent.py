@@ -432,8 +432,9 @@ async def test_draining_refuses_what_is_new():
     assert (answer["status"], answer["reason"]) == ("rejected", "the agent is stopping")
 
 
-async def test_draining_does_not_wait_for_a_bus_that_is_away():
+async def test_draining_does_not_wait_for_a_bus_that_is_away(monkeypatch):
     """An answer in pieces waits for the bus, which may never come back; the stop has a limit."""
+    monkeypatch.setattr("ngcp_task_agent.agent.LAST_ANSWERS", 0.05)
 
     class Away(MemoryBackend):
         async def flush(self, address):
