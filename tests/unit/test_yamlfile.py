@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +101,23 @@ def test_a_wrong_tag_is_a_value_error(text):
     """A tag is text in a file like any other, and one broken file must harm no other."""
     with pytest.raises(ValueError, match=r"\S"):
         yamlfile.load(text)
+
+
+NESTED = """
+from ngcp_task_agent import yamlfile
+try:
+    yamlfile.load("[" * 200_000 + "]" * 200_000)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_file_nested_too_deeply_is_a_value_error():
+    """In a process of its own, which a stack that is used up takes down without a word."""
+    nested = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, check=False)
+
+    assert nested.returncode == 0
+    assert nested.stdout.strip()
 
 
 def test_bytes_that_are_no_text_are_a_value_error():
