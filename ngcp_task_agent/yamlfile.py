@@ -25,6 +25,9 @@ _MISTAKES = (
 )  # fmt: skip
 
 
+DEEPEST = 100  # levels of lists and mappings
+
+
 class _Loader(_BaseLoader):
     """See the module's text."""
 
@@ -63,6 +66,18 @@ for _tag, _pattern, _first in (
     )
 
 
+def _check_depth(text: str | bytes) -> None:
+    # The library recurses, in C: a stack that is used up takes the process down.
+    depth = 0
+    for event in yaml.parse(text, Loader=_BaseLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+
+
 def load(text: str | bytes) -> Any:
     """Read one YAML document.
 
@@ -70,6 +85,7 @@ def load(text: str | bytes) -> Any:
         ValueError: Not YAML, or more than one document; the text names line and column.
     """
     try:
+        _check_depth(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
