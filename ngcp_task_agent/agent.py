@@ -7,14 +7,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection
 
 from .config import Limits
 from .dispatch import Crowded, Dispatcher, Gate
 from .errors import MessageError, NotForThisNode, Rejected
 from .interfaces import Backend, Delivery
-from .jobs import Run
+from .jobs import Record, Run
+from .live import Live
 from .logs import Throttle
 from .messages import Request, Response, Status, decode_request, encode_response
 from .output import Collector
@@ -23,6 +24,7 @@ from .replies import Replies
 
 PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
 BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
+RECENT = 1000  # jobs remembered after their end
 LAST_ANSWERS = 2.0  # seconds for the last answers to leave when the agent stops
 LAST_WORKS = KILL_AFTER + GIVE_UP_AFTER + 1.0  # seconds for what they belong to, to end
 
@@ -39,18 +41,22 @@ class Agent:
 
     Attributes:
         runs: The jobs that wait or run.
+        ending: Those that are answered, and something of them is still being ended.
+        recent: The last jobs that have ended; the agent's own are not among them.
         counts: What has happened since the start, by kind: accepted, done, error,
             rejected, passed_over, bad, crowded.
     """
 
     def __init__(self, dispatcher: Dispatcher, limits: Limits, spool_dir: str = "") -> None:
         self.runs: set[Run] = set()
+        self.ending: set[Run] = set()
+        self.recent: deque[Record] = deque(maxlen=RECENT)
         self.counts: Counter[str] = Counter()
         self._dispatcher = dispatcher
         self._spool_dir = spool_dir
         self._house = Gate(limits.max_running)
         self.limits = limits
-        self._answering: dict[asyncio.Task[None], Backend] = {}
+        self._answering: dict[asyncio.Task[None], tuple[Run, Backend]] = {}
         self._bad = Throttle(log)
         self._crowded = Throttle(log)
 
@@ -103,15 +109,43 @@ class Agent:
         self.counts["accepted"] += 1
         replies = Replies(request, admission.node)
         backend.deliver(address, encode_response(replies.accepted()))
-        run = Run(admission, self._house, Collector(self._spool_dir))
+        live = None
+        if admission.wishes.stream:
+            live = Live(
+                lambda piece: backend.deliver(address, encode_response(replies.progress(piece))),
+                lambda: backend.flush(address),
+            )
+        run = Run(admission, self._house, Collector(self._spool_dir, live))
         self.runs.add(run)
         task = asyncio.ensure_future(self._work(run, replies, backend, address))
-        self._answering[task] = backend
+        self._answering[task] = (run, backend)
         task.add_done_callback(self._answered)
+
+    async def cancel(self, ref: str, by: str) -> list[Record]:
+        """End the jobs that *ref* names, and wait until nothing of them is left.
+
+        Args:
+            ref: The request's `uuid`.
+            by: Who wishes it; the jobs' clients are told.
+
+        Returns:
+            Those that were cancelled, as they ended. One that ended by itself in that
+            moment is not among them.
+        """
+        runs = [r for r in self.runs if r.job.uuid == ref and not r.own and r.status is None]
+        for run in runs:
+            run.cancel(by)
+        waiting = [task for task, (run, _) in self._answering.items() if run in runs]
+        if waiting:
+            await asyncio.wait(waiting)
+        works = [run.work for run in runs if run.work is not None]
+        if works:
+            await asyncio.wait(works)
+        return [run.record() for run in runs if run.status is Status.ERROR]
 
     async def answered(self, backend: Backend) -> None:
         """Wait until the jobs that have come by *backend* are answered."""
-        waiting = [task for task, way in self._answering.items() if way is backend]
+        waiting = [task for task, (_, way) in self._answering.items() if way is backend]
         if waiting:
             await asyncio.wait(waiting)
 
@@ -137,17 +171,27 @@ class Agent:
     async def _work(self, run: Run, replies: Replies, backend: Backend, address: str) -> None:
         try:
             status, reason = await run.outcome()
+            extra = {"result": run.result()} if run.admission.wishes.result else None
+            size = self._limits.chunk_size
             try:
-                await self._answer(replies.ended(status, reason, run.output, self._chunk_size),
-                                   backend, address)  # fmt: skip
+                await self._answer(
+                    replies.ended(status, reason, run.output, size, extra), backend, address
+                )
             except MessageError as exc:  # a python task's result
-                status, reason = Status.ERROR, f"the result is {exc}"
+                status, reason = run.fail(f"the result is {exc}")
                 empty = Collector()
-                await self._answer(replies.ended(status, reason, empty), backend, address)
+                await self._answer(
+                    replies.ended(status, reason, empty, extra=extra), backend, address
+                )
         finally:
-            self.runs.discard(run)
             self._dispatcher.release(run.admission)
             run.output.discard()
+            self.runs.discard(run)
+            if run.work is None or run.work.done():
+                self._forget(run)
+            else:
+                self.ending.add(run)
+                run.work.add_done_callback(lambda _: self._forget(run))
         self.counts[status.value] += 1
         log.info(
             "task %s for %.80r from %.80r: %s%s, %.3f s",
@@ -169,9 +213,10 @@ class Agent:
                 if ahead > 0:
                     await asyncio.sleep(ahead)
 
-    @property
-    def _chunk_size(self) -> int:
-        return self._limits.chunk_size
+    def _forget(self, run: Run) -> None:
+        self.ending.discard(run)
+        if not run.own:
+            self.recent.append(run.record())
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         del self._answering[task]

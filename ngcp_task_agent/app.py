@@ -195,7 +195,8 @@ class Loader:
             parsed.max_queued,
             gate,
         )  # fmt: skip
-        self._built[document.file] = _Built(document.text, task, parsed.backend_options.unknown())
+        notes = [*parsed.broker_options.notes, *parsed.backend_options.unknown()]
+        self._built[document.file] = _Built(document.text, task, notes)
         return task
 
     def _channel(self, parsed: TaskFile, options: Options, setup: Setup) -> str | None:

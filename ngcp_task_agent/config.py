@@ -28,6 +28,11 @@ GRACE = 10.0  # seconds
 HOUSE_RUNNING = 256  # jobs of all tasks side by side
 FOLDERS = ("backends", "tasks")
 LARGEST = 1024 * 1024  # bytes of one file
+# What a broker reads may stand at the top of a task file as well.
+FOR_BROKERS = (
+    "limits", "private_tmp", "no_new_privileges", "read_only_paths", "env_files", "mask",
+    "allow_options",
+)  # fmt: skip
 RESERVED = "agent."  # the agent's own tasks begin with this
 _SUFFIXES = (".yml", ".yaml")
 _NAME = re.compile(r"[^\s,|;=+*?\[\]]{1,255}")
@@ -169,6 +174,8 @@ def read_task(options: Options, stem: str) -> TaskFile:
     if not _TASK_NAME.fullmatch(name) or name.startswith(RESERVED):
         options.problem("name", repr(name), f"no blanks and slashes, not {RESERVED}…")
     broker_options = options.section("broker_options")
+    for key in FOR_BROKERS:
+        broker_options.adopt(key, options)
     timeout = _limit(options, broker_options, "timeout")
     run_timeout = _limit(options, broker_options, "run_timeout")
     task = TaskFile(

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .destination import Node
 from .errors import NotForThisNode, Rejected
@@ -122,6 +122,20 @@ class Task:
         )
 
 
+class Wishes(NamedTuple):
+    """The request's `options` as far as they concern the way a job is run.
+
+    Attributes:
+        timeout: Seconds from accepted to the end; None for no limit.
+        stream: Whether the client reads along.
+        result: Whether the last answer tells how the process ended.
+    """
+
+    timeout: float | None = None
+    stream: bool = False
+    result: bool = False
+
+
 class Admission(NamedTuple):
     """What `admit` has decided.
 
@@ -129,7 +143,7 @@ class Admission(NamedTuple):
         task: What is to be done.
         job: For whom, with what.
         node: The name the answers are signed with.
-        timeout: Seconds from now to the end; None for no limit.
+        wishes: What the client has asked for beside the work itself.
         fault: Why the job cannot succeed; it is to be accepted all the same,
             because the request does not name this node and may not be rejected.
         size: Bytes of the request.
@@ -138,7 +152,7 @@ class Admission(NamedTuple):
     task: Task
     job: Job
     node: str
-    timeout: float | None
+    wishes: Wishes
     fault: str = ""
     size: int = 0
 
@@ -195,7 +209,7 @@ class Dispatcher:
         size = len(delivery.payload)
         if self._held and self._held + size > MAX_HELD:
             raise _refusal(request, node, local, "the requests at work are too large together")
-        timeout, fault = _time_limit(request, task)
+        wishes, fault = _wishes(request.options, task)
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
         job = Job(
@@ -203,7 +217,7 @@ class Dispatcher:
             request.options,
         )  # fmt: skip
         self._held += size
-        return Admission(task, job, node.name, timeout, fault, size)
+        return Admission(task, job, node.name, wishes, fault, size)
 
     def release(self, admission: Admission) -> None:
         """The job is over, and what its request took is free."""
@@ -220,11 +234,19 @@ def _refusal(request: Request, node: Node, local: bool, reason: str) -> Exceptio
     return NotForThisNode() if reason.startswith("unknown task") else Crowded(reason)
 
 
-def _time_limit(request: Request, task: Task) -> tuple[float | None, str]:
-    wish = request.options.get("timeout")
-    if wish is None:
-        return task.timeout, ""
-    if isinstance(wish, bool) or not isinstance(wish, int | float) or not 0 < wish < 1e9:
-        found = f"{wish:g}" if isinstance(wish, int | float) else f"a {type(wish).__name__}"
-        return task.timeout, f"options.timeout: found {found}; expected seconds, more than 0"
-    return (wish if task.timeout is None else min(wish, task.timeout)), ""
+def _wishes(options: Mapping[str, Any], task: Task) -> tuple[Wishes, str]:
+    """What *options* ask for, and what is wrong with them; empty if nothing."""
+    timeout, fault = task.timeout, ""
+    wish = options.get("timeout")
+    if wish is not None:
+        if isinstance(wish, bool) or not isinstance(wish, int | float) or not 0 < wish < 1e9:
+            found = f"{wish:g}" if isinstance(wish, int | float) else f"a {type(wish).__name__}"
+            fault = f"options.timeout: found {found}; expected seconds, more than 0"
+        else:
+            timeout = wish if timeout is None else min(wish, timeout)
+    for name in ("stream", "result"):
+        if not isinstance(options.get(name), bool | None):
+            found = f"a {type(options[name]).__name__}"
+            fault = fault or f"options.{name}: found {found}; expected true or false"
+    stream, result = options.get("stream") is True, options.get("result") is True
+    return Wishes(timeout, stream, result), fault

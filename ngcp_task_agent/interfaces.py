@@ -127,16 +127,56 @@ class Job:
 
 
 class Output(Protocol):
-    """Where a broker puts what it has to say; a job has one of text and result."""
+    """Where a broker puts what it has to say; a job has one of text and result.
+
+    Attributes:
+        followed: Whether the client reads along (`options.stream`). Then writing waits
+            where the client is slower than the broker.
+    """
+
+    followed: bool
 
     async def write(self, piece: bytes) -> None:
         """Add to the text of the answer: UTF-8, decoded with replacement."""
+
+    async def write_error(self, piece: bytes) -> None:
+        """Say something beside the answer, as programs do on stderr; its end is kept."""
+
+    async def progress(self, piece: bytes) -> None:
+        """Say something to a client that reads along; it is no part of the answer."""
 
     def cut(self, size: int) -> None:
         """Keep the first *size* bytes of the text only, at most 1 MiB."""
 
     def result(self, value: Any) -> None:
         """Set the answer to a value that JSON has a form for."""
+
+    def runs_as(self, user: str, pid: int | None = None) -> None:
+        """Tell who does the work, and in which process if it has one of its own."""
+
+    def exited(
+        self,
+        code: int | None,
+        *,
+        cpu_seconds: float | None = None,
+        peak_memory: int | None = None,
+    ) -> None:
+        """Tell how the process has ended.
+
+        Args:
+            code: Exit code, minus the number of the signal that ended it, or None.
+            cpu_seconds: Processor time that it and its children have used.
+            peak_memory: The most resident bytes it has had; None if nobody knows.
+        """
+
+    def hide(self, values: Iterable[str]) -> None:
+        """Never let these texts out again: not in the answer, nor in a reason.
+
+        Called before anything is written.
+        """
+
+    def masked(self, text: str) -> str:
+        """*text* without what is to be hidden: for log lines."""
 
 
 class Broker(Protocol):

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from typing import Any, NamedTuple
 
 from .dispatch import Admission, Gate
 from .errors import BrokerError
@@ -13,9 +15,37 @@ from .interfaces import Broker, Job
 from .messages import Status
 from .output import Collector
 
+LONGEST_NAME = 200  # characters of a client's texts kept once the job is over
+NOT_STARTED = "before it was started"
 SETTLE = 0.25  # seconds a broker that is told to end may delay the answer
 
 log = logging.getLogger(__name__)
+
+
+class Record(NamedTuple):
+    """What is known of a job; its fields are those of `agent.jobs`.
+
+    Times are in unix seconds, sizes in bytes; None stands for unknown or not yet.
+    `state` is queued, running, ending (answered, and something of it is still being
+    ended), done or error.
+    """
+
+    uuid: str
+    task: str
+    src: str
+    state: str
+    reason: str
+    queued: float
+    started: float | None
+    ended: float | None
+    user: str
+    pid: int | None
+    exit_code: int | None
+    signal: int | None
+    cpu_seconds: float | None
+    memory: int | None
+    peak_memory: int | None
+    output_bytes: int
 
 
 class Run:
@@ -25,6 +55,11 @@ class Run:
         admission: The dispatcher's decision; the task's gate is joined at once.
         house: Limits the jobs of all tasks together.
         output: Where the broker writes.
+
+    Attributes:
+        work: The broker's work, once it has begun; it may outlive the answer.
+        status: done or error, once that is known.
+        reason: Why, for an error.
     """
 
     def __init__(self, admission: Admission, house: Gate, output: Collector) -> None:
@@ -34,12 +69,23 @@ class Run:
         self.job = admission.job
         self.output = output
         self.accepted_at = self._loop.time()
+        self.status: Status | None = None
+        self.reason = ""
+        self.queued = time.time()
+        self.started: float | None = None
+        self.ended: float | None = None
         self.work: asyncio.Task[None] | None = None
         # The agent's own tasks answer also where the house is full.
-        own = not admission.task.backend
-        self._gates = (admission.task.gate,) if own else (admission.task.gate, house)
+        self.own = not admission.task.backend
+        self._gates = (admission.task.gate,) if self.own else (admission.task.gate, house)
         self._place = admission.task.gate.join()
         self._over: asyncio.Future[str] = self._loop.create_future()
+        self._cancelled = False
+
+    def cancel(self, by: str) -> None:
+        """Let it end because *by* wishes it; see `end`."""
+        self._cancelled = not self._over.done()
+        self.end(f"cancelled by {by or 'a client without a name'}")
 
     def end(self, reason: str) -> None:
         """Let it end with an error as soon as possible; only the first call counts."""
@@ -55,12 +101,59 @@ class Run:
         Returns:
             done and an empty reason, or error and why.
         """
-        timer = self._limit(self.admission.timeout, "time limit of {:g} s reached")
+        self.status, reason = await self._outcome()
+        try:
+            await self.output.finish()
+        except BrokerError as exc:  # the disk is full
+            self.status, reason = Status.ERROR, str(exc)
+        self.reason = self.output.masked(reason)
+        self.ended = time.time()
+        return self.status, self.reason
+
+    def fail(self, reason: str) -> tuple[Status, str]:
+        """It turned out to be an error after all."""
+        self.status, self.reason = Status.ERROR, self.output.masked(reason)
+        return self.status, self.reason
+
+    def result(self) -> dict[str, Any]:
+        """How it went, for `options.result` (protocol.md 6)."""
+        output, duration = self.output, None
+        if self.started is not None and self.ended is not None:
+            duration = round(self.ended - self.started, 6)
+        return {
+            "exit_code": _exit_code(output.code),
+            "signal": _signal(output.code),
+            "stderr": output.stderr.decode("utf-8", "replace"),
+            "started": self.started,
+            "duration": duration,
+            "truncated": output.truncated,
+        }
+
+    def record(self) -> Record:
+        """What is known of it at the moment."""
+        output, job = self.output, self.job
+        return Record(
+            job.uuid[:LONGEST_NAME], job.task, job.src[:LONGEST_NAME], self._state(), self.reason,
+            self.queued, self.started, self.ended, output.user, output.pid,
+            _exit_code(output.code), _signal(output.code), output.cpu_seconds, None,
+            output.peak_memory, output.text.taken,
+        )  # fmt: skip
+
+    def _state(self) -> str:
+        if self.status is not None:
+            ending = self.work is not None and not self.work.done()
+            return "ending" if ending else self.status.value
+        return "queued" if self.started is None else "running"
+
+    async def _outcome(self) -> tuple[Status, str]:
+        timer = self._limit(self.admission.wishes.timeout, "time limit of {:g} s reached")
         try:
             if self.admission.fault:
                 self.end(self.admission.fault)
             if not await self._has_place():
-                return Status.ERROR, f"{self._over.result()}, before it was started"
+                reason = self._over.result()
+                return Status.ERROR, reason if self._cancelled else f"{reason}, {NOT_STARTED}"
+            self.started = time.time()
             run_timer = self._limit(self.task.run_timeout, "run time limit of {:g} s reached")
             try:
                 return await self._run()
@@ -124,3 +217,11 @@ class Run:
 
 async def _call(broker: Broker, job: Job, output: Collector) -> None:
     await broker.run(job, output)  # in here even a `run` that is no coroutine is only a bug
+
+
+def _exit_code(code: int | None) -> int | None:
+    return code if code is not None and code >= 0 else None
+
+
+def _signal(code: int | None) -> int | None:
+    return -code if code is not None and code < 0 else None

@@ -21,6 +21,7 @@ class Status(StrEnum):
     """What a response says about its request."""
 
     ACCEPTED = "accepted"
+    PROGRESS = "progress"
     REJECTED = "rejected"
     DONE = "done"
     ERROR = "error"
@@ -69,7 +70,8 @@ class Request(NamedTuple):
 class Response(NamedTuple):
     """One message back; its fields are those of the wire.
 
-    `timestamp` is in unix seconds; `encoding` is left out where it is empty.
+    `timestamp` is in unix seconds; `encoding` is left out where it is empty; `extra` are
+    fields that the client has asked for.
     """
 
     uuid: str
@@ -84,6 +86,7 @@ class Response(NamedTuple):
     reason: str = ""
     data: Any = ""
     encoding: str = ""
+    extra: Mapping[str, Any] | None = None
 
 
 def decode_request(payload: bytes, limit: int = MAX_REQUEST) -> Request:
@@ -181,6 +184,7 @@ def encode_response(response: Response) -> bytes:
         MessageError: `data` holds something JSON has no form for.
     """
     fields = response._asdict()
+    fields.update(fields.pop("extra") or ())
     fields["datetime"] = datetime.fromtimestamp(response.timestamp, UTC).isoformat()
     if not response.encoding:
         del fields["encoding"]

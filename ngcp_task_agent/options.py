@@ -33,7 +33,8 @@ class Options:
         fields: Keys to plain values, lists and mappings, as YAML gives them.
         file: Named in problems, for example ``tasks/ping.yml``.
         prefix: Dotted path of this mapping inside the file.
-        problems: Where mistakes are added; shared by all sections of one file.
+        problems: Where mistakes are added; shared by all sections of one file, like
+            `notes`, the warnings.
         base: Directory that relative paths in the file are relative to.
     """
 
@@ -49,7 +50,9 @@ class Options:
         self.file = file
         self.base = base
         self.problems: list[Problem] = [] if problems is None else problems
+        self.notes: list[Problem] = []
         self._prefix = prefix
+        self._adopted: dict[str, str] = {}  # keys that stand elsewhere in the file: their prefix
         self._known: dict[str, None] = {}
 
     def __contains__(self, key: str) -> bool:
@@ -57,7 +60,24 @@ class Options:
 
     def problem(self, key: str, found: str, expected: str) -> None:
         """Note a mistake at *key*."""
-        self.problems.append(Problem(self.file, self._prefix + key, found, expected))
+        self.problems.append(Problem(self.file, self._path(key), found, expected))
+
+    def note(self, key: str, found: str, expected: str) -> None:
+        """Note something that does no harm and was hardly meant: a warning."""
+        self.notes.append(Problem(self.file, self._path(key), found, expected))
+
+    def adopt(self, key: str, other: Options) -> None:
+        """Take *key* from *other*, a section of the same file, if it stands there.
+
+        For what may stand in either; in both it is a mistake.
+        """
+        if key not in other:
+            return
+        if key in self:
+            self.problem(key, f"it here and as {other._path(key)}", "one of the two")
+        other.mark(key)
+        self.fields[key] = other.fields[key]
+        self._adopted[key] = other._prefix
 
     def text(
         self,
@@ -182,7 +202,9 @@ class Options:
         value = self._get(key)
         if value is not None and not isinstance(value, dict):
             value = self._wrong(key, value, "a mapping (key: value)", None)
-        return Options(value or {}, self.file, f"{self._prefix}{key}.", self.problems, self.base)
+        inner = Options(value or {}, self.file, f"{self._path(key)}.", self.problems, self.base)
+        inner.notes = self.notes
+        return inner
 
     def sections(self, key: str) -> list[Options]:
         """A list of mappings."""
@@ -192,7 +214,7 @@ class Options:
         found = []
         for number, item in enumerate(value or []):
             if isinstance(item, dict):
-                where = f"{self._prefix}{key}.{number}."
+                where = f"{self._path(key)}.{number}."
                 found.append(Options(item, self.file, where, self.problems, self.base))
             else:
                 self._wrong(f"{key}.{number}", item, "a mapping (key: value)", None)
@@ -205,7 +227,7 @@ class Options:
     def unknown(self) -> list[Problem]:
         """The keys nobody has asked for, each with the nearest known one."""
         return [
-            Problem(self.file, self._prefix + key, "an unknown key", _suggest(key, self._known))
+            Problem(self.file, self._path(key), "an unknown key", _suggest(key, self._known))
             for key in map(str, self.fields)
             if key not in self._known
         ]
@@ -213,6 +235,9 @@ class Options:
     def close(self) -> None:
         """Call when all has been read: notes every key nobody asked for."""
         self.problems.extend(self.unknown())
+
+    def _path(self, key: str) -> str:
+        return self._adopted.get(key.partition(".")[0], self._prefix) + key
 
     def _get(self, key: str) -> Any:
         self._known[key] = None

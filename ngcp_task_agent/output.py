@@ -1,142 +1,155 @@
 """
-Where a job's output is kept until the job is over: in memory, then on disk.
+What one job has to say: its answer, what it says meanwhile, and how its process ended.
 """
 
 from __future__ import annotations
 
-import asyncio
-import codecs
-import os
-import tempfile
-import threading
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
 
-from .errors import BrokerError
+from .errors import MessageError
+from .live import Live
+from .masking import Mask, MaskedStream
+from .messages import decode, encode
+from .spool import Spool
 
-MEMORY = 1024 * 1024  # bytes of one job's output kept in memory; more goes to disk
-BLOCK = 256 * 1024  # bytes read back at a time
+STDERR_KEPT = 64 * 1024  # bytes of stderr, its end, for `options.result`
 
 
 class Collector:
     """The `Output` of one job.
 
     Args:
-        spool_dir: Where the unlinked temporary file is made that takes more than
-            `MEMORY` bytes; empty for the system's default. It is no place in
-            memory, unlike /tmp on many systems.
+        spool_dir: See `Spool`.
+        live: Where a client reads along; None if it does not.
 
     Attributes:
-        size: Bytes of text so far.
+        followed: Whether a client reads along.
+        closed: Whether the answer stands: what is said later is ignored.
+        text: The answer as text.
         has_result: Whether the broker gave a value instead of text.
         value: That value.
+        stderr: The end of what was said beside the answer.
+        truncated: Whether text or stderr are not all of it.
+        user: Who does the work; empty if nobody has said.
+        pid: In which process; None if in none of its own.
+        code: Its exit code, minus the signal that ended it, or None.
+        cpu_seconds: Processor time used, once it has ended; None if unknown.
+        peak_memory: The most resident bytes, once it has ended; None if unknown.
     """
 
-    __slots__ = (
-        "_file", "_guard", "_held", "_pieces", "_spool_dir", "_spooled", "_turn", "closed",
-        "has_result", "value",
-    )  # fmt: skip
-
-    def __init__(self, spool_dir: str = "") -> None:
+    def __init__(self, spool_dir: str = "", live: Live | None = None) -> None:
+        self.text = Spool(spool_dir)
         self.has_result = False
         self.value: Any = None
+        self.stderr = b""
+        self.truncated = False
+        self.user = ""
+        self.pid: int | None = None
+        self.code: int | None = None
+        self.cpu_seconds: float | None = None
+        self.peak_memory: int | None = None
         self.closed = False
-        self._spool_dir = spool_dir
-        self._pieces: list[bytes] = []
-        self._held = 0  # bytes in _pieces
-        self._spooled = 0  # bytes in _file
-        self._file: IO[bytes] | None = None
-        self._turn = asyncio.Lock()
-        self._guard = threading.Lock()
-
-    @property
-    def size(self) -> int:
-        return self._spooled + self._held
+        self.followed = live is not None
+        self._live = live
+        self._secrets: set[str] = set()
+        self._mask = Mask()
+        self._masked: dict[str, MaskedStream] = {}
 
     async def write(self, piece: bytes) -> None:
-        """Add to the text; ignored once `closed`.
+        """Add to the answer.
 
         Raises:
             BrokerError: The disk is full.
         """
         if self.closed:
             return
-        self._pieces.append(piece)
-        self._held += len(piece)
-        if self._held > MEMORY:
-            await self._spool()
+        piece = self._hidden("stdout", piece)
+        await self.text.write(piece)
+        await self._show("stdout", piece)
+
+    async def write_error(self, piece: bytes) -> None:
+        """Add to what is said beside it."""
+        if self.closed:
+            return
+        piece = self._hidden("stderr", piece)
+        self._keep(piece)
+        await self._show("stderr", piece)
+
+    async def progress(self, piece: bytes) -> None:
+        """For a client that reads along only."""
+        if self.closed:
+            return
+        await self._show("stdout", self._hidden("progress", piece))
+
+    def cut(self, size: int) -> None:
+        """Keep the first *size* bytes of the text only."""
+        self.text.cut(size)
+        self.truncated = True
 
     def result(self, value: Any) -> None:
         """Set the answer to *value* instead of the text."""
-        if not self.closed:
-            self.has_result = True
-            self.value = value
+        if self.closed:
+            return
+        if self._mask:
+            with suppress(MessageError):  # told when it is sent
+                value = self._mask.value(decode(encode(value)))
+        self.has_result = True
+        self.value = value
 
-    def cut(self, size: int) -> None:
-        """Keep the first *size* bytes only, at most `MEMORY`."""
-        if self._file is not None:
-            first = os.pread(self._file.fileno(), size, 0)
-            self._file.close()
-            self._file, self._spooled = None, 0
-        else:
-            first = b"".join(self._pieces)
-        self._pieces = [first[:size]]
-        self._held = len(self._pieces[0])
+    def runs_as(self, user: str, pid: int | None = None) -> None:
+        """See `interfaces.Output`."""
+        self.user, self.pid = user, pid
 
-    def text(self) -> str:
-        """All text at once."""
-        if self._file is None:
-            return b"".join(self._pieces).decode("utf-8", "replace")
-        return "".join(self.blocks())
+    def exited(
+        self,
+        code: int | None,
+        *,
+        cpu_seconds: float | None = None,
+        peak_memory: int | None = None,
+    ) -> None:
+        """See `interfaces.Output`."""
+        self.code, self.cpu_seconds, self.peak_memory = code, cpu_seconds, peak_memory
 
-    def blocks(self) -> Iterator[str]:
-        """All text, about `BLOCK` characters at a time; may be called again."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for start in range(0, self._spooled, BLOCK):
-            assert self._file is not None
-            length = min(BLOCK, self._spooled - start)
-            yield decoder.decode(os.pread(self._file.fileno(), length, start))
-        yield decoder.decode(b"".join(self._pieces), final=True)
+    def hide(self, values: Iterable[str]) -> None:
+        """Never let these texts out again."""
+        self._secrets.update(values)
+        self._mask = Mask(self._secrets)
+        if self._mask:
+            names = ("stdout", "stderr", "progress")
+            self._masked = {name: MaskedStream(self._mask) for name in names}
+
+    def masked(self, text: str) -> str:
+        """*text* without what is to be hidden."""
+        return self._mask.text(text)
+
+    async def finish(self) -> None:
+        """Nothing more comes: let out what waited for its next piece."""
+        self.closed = True
+        rest = {name: stream.rest() for name, stream in self._masked.items()}
+        if rest:
+            await self.text.write(rest["stdout"])
+            self._keep(rest["stderr"])
+            rest["stdout"] += rest.pop("progress")
+        if self._live is not None:
+            await self._live.finish(rest)
 
     def discard(self) -> None:
         """Give back memory and disk."""
         self.closed = True
-        self._pieces = []
-        self._held = self._spooled = 0
+        self.text.discard()
         self.value = None
-        with self._guard:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+        self.stderr = b""
 
-    async def _spool(self) -> None:
-        async with self._turn:
-            count = len(self._pieces)
-            data = b"".join(self._pieces)
-            try:
-                written = await asyncio.to_thread(self._append, data)
-            except OSError as exc:
-                raise BrokerError(f"the output cannot be kept: {exc.strerror or exc}") from exc
-            if written:  # until here a reader sees the pieces; from here the file
-                self._spooled += len(data)
-                self._held -= len(data)
-                del self._pieces[:count]
+    def _hidden(self, name: str, piece: bytes) -> bytes:
+        stream = self._masked.get(name)
+        return stream.feed(piece) if stream is not None else piece
 
-    def _append(self, data: bytes) -> bool:
-        # In a thread: the job may be answered and discarded meanwhile, and the
-        # number of a closed file soon belongs to another.
-        with self._guard:
-            if not self.closed:
-                self._write(data)
-            return not self.closed
+    def _keep(self, piece: bytes) -> None:
+        self.truncated = self.truncated or len(self.stderr) + len(piece) > STDERR_KEPT
+        self.stderr = (self.stderr + piece)[-STDERR_KEPT:]
 
-    def _write(self, data: bytes) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115 (closed by discard)
-                dir=self._spool_dir or None, buffering=0
-            )
-        view = memoryview(data)
-        offset = self._spooled
-        while view:
-            written = os.pwrite(self._file.fileno(), view, offset)
-            view, offset = view[written:], offset + written
+    async def _show(self, stream: str, piece: bytes) -> None:
+        if self._live is not None and piece:
+            await self._live.write(stream, piece)

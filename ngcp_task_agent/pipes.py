@@ -75,7 +75,7 @@ class Pipe:
 class Tail:
     """stderr, read as it comes; the last `KEEP` bytes are kept."""
 
-    KEEP = 64 * 1024  # bytes
+    KEEP = 64 * 1024 + 1  # bytes; one more than is shown tells that there was more
 
     def __init__(self, loop: asyncio.AbstractEventLoop, undo: ExitStack, theirs: ExitStack) -> None:
         self._loop = loop

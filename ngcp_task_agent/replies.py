@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from .live import Piece
 from .messages import Request, Response, Status, encode
 from .output import Collector
 
@@ -51,8 +52,18 @@ class Replies:
         """The job will not be run."""
         return self._response(Status.REJECTED, reason=reason)
 
+    def progress(self, piece: Piece) -> Response:
+        """The job says something, and the client reads along."""
+        extra = {"stream": piece.stream, "seq": piece.seq, "offset": piece.offset}
+        return self._response(Status.PROGRESS, data=piece.text, extra=extra)
+
     async def ended(
-        self, status: Status, reason: str, output: Collector, chunk_size: int = CHUNK_SIZE
+        self,
+        status: Status,
+        reason: str,
+        output: Collector,
+        chunk_size: int = CHUNK_SIZE,
+        extra: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Response]:
         """The job is over: one response, or as many as its data needs.
 
@@ -61,6 +72,7 @@ class Replies:
             reason: Empty for done, never empty for error.
             output: What the broker had to say.
             chunk_size: Most bytes of encoded data in one response.
+            extra: Further fields, for the last response.
 
         Raises:
             MessageError: The result has no form in JSON.
@@ -68,28 +80,30 @@ class Replies:
         if output.has_result:
             encoded = encode(output.value)
             if len(encoded) <= chunk_size:
-                yield self._response(status, reason=reason, data=output.value)
+                yield self._response(status, reason=reason, data=output.value, extra=extra)
                 return
             whole = encoded.decode()
             blocks: Callable[[], Iterator[str]] = lambda: iter([whole])  # noqa: E731
             encoding = "json"
         else:
-            if output.size <= IN_ONE_GO:
-                text = output.text()
-                if output.size * WORST_CHARACTER + 2 <= chunk_size or (
+            spool = output.text
+            if spool.size <= IN_ONE_GO:
+                text = spool.text()
+                if spool.size * WORST_CHARACTER + 2 <= chunk_size or (
                     encoded_size(text) + 2 <= chunk_size
                 ):
-                    yield self._response(status, reason=reason, data=text)
+                    yield self._response(status, reason=reason, data=text, extra=extra)
                     return
-            blocks, encoding = output.blocks, ""
+            blocks, encoding = spool.blocks, ""
         # Two passes over the data: the first response has to say how many there are.
         count = await asyncio.to_thread(_count, split_text(blocks(), chunk_size))
         pieces = split_text(blocks(), chunk_size)
         for number in range(1, count + 1):
             piece = await asyncio.to_thread(next, pieces)
             yield self._response(
-                status, reason=reason, data=piece, chunk=number, chunks=count, encoding=encoding
-            )
+                status, reason=reason, data=piece, chunk=number, chunks=count, encoding=encoding,
+                extra=extra if number == count else None,
+            )  # fmt: skip
 
     def _response(self, status: Status, **fields: Any) -> Response:
         request = self._request

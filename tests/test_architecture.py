@@ -19,6 +19,7 @@ FLOORS = [
     {"jobs", "config"},
     {"dispatch", "replies", "facts", "registry", "systemd", "logs", "watch", "memory"},
     {"interfaces", "users", "processes", "output"},
+    {"live", "spool", "masking", "placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable"},
     {"destination"},
     {"errors"},
@@ -27,7 +28,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 SHELVES = {"backends", "brokers", "storage", "nodes"}
 # All of this package that a plug-in may import, ours as well as a third party's.
 FOR_PLUG_INS = {"interfaces", "processes", "users", "options", "messages", "destination",
-                "errors", "yamlfile"}  # fmt: skip
+                "errors", "yamlfile", "placeholders"}  # fmt: skip
 ADDRESSES = {
     "redis": "backends/redis*.py",
     "yaml": "yamlfile.py",

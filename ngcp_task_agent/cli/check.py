@@ -28,7 +28,7 @@ def check(directory: str) -> int:
     for problem in setup.problems:
         print(problem, file=sys.stderr)
     for problem in setup.warnings:
-        print(f"{problem} (ignored)", file=sys.stderr)
+        print(f"warning: {problem}", file=sys.stderr)
     if setup.problems:
         return EXIT_CONFIG
     print(summary(setup))

@@ -155,7 +155,7 @@ def working(request, tmp_path):
 async def outcome(broker, job):
     output = Collector()
     await broker.run(job, output)
-    return output.value if output.has_result else output.text()
+    return output.value if output.has_result else output.text.text()
 
 
 async def closed(broker):

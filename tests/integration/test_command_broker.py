@@ -227,7 +227,7 @@ async def test_more_than_max_output_ends_the_tree():
             await broker.run(job(), output)
     await all_ended()
 
-    assert output.text() == "\0" * FLOOD_SHOWN
+    assert output.text.text() == "\0" * FLOOD_SHOWN
     assert descendants() == []
 
 
@@ -239,7 +239,7 @@ async def test_output_that_is_no_utf_8_is_replaced():
         job(), output
     )
 
-    assert output.text() == "a\ufffd\ufffd(\ufffd\n"
+    assert output.text.text() == "a\ufffd\ufffd(\ufffd\n"
 
 
 @in_own_process
@@ -253,8 +253,8 @@ async def test_memory_stays_flat_whatever_is_printed(tmp_path):
 
     await broker.run(job(), output)
 
-    assert output.size == 200 * MIB
-    assert sum(map(len, output.blocks())) == 200 * MIB
+    assert output.text.size == 200 * MIB
+    assert sum(map(len, output.text.blocks())) == 200 * MIB
     assert peak() - before < 16 * MIB
     output.discard()
 

@@ -316,7 +316,7 @@ async def test_an_output_is_given_back_after_the_answer(tmp_path):
     (run,) = corridor.agent.runs
     await corridor.idle()
 
-    assert run.output.size == 0
+    assert run.output.text.size == 0
     assert len(corridor.backend.responses()[-1]["data"]) == 1_200_000
 
 

@@ -292,7 +292,7 @@ def test_a_client_may_ask_for_a_shorter_limit_only(limit, wish, timeout):
     """The task's own is the administrator's."""
     options = {"feedback_channel": "fb", "timeout": wish}
 
-    assert admit(dispatcher(task(timeout=limit)), options=options).timeout == timeout
+    assert admit(dispatcher(task(timeout=limit)), options=options).wishes.timeout == timeout
 
 
 BAD_TIMEOUTS = [0, -1, "3", True, [], {}, 1e300]
@@ -313,7 +313,7 @@ def test_a_bad_limit_on_a_wildcard_is_accepted_and_fails(wish):
     admission = admit(dispatcher(), options={"feedback_channel": "fb", "timeout": wish})
 
     assert admission.fault.startswith("options.timeout: found ")
-    assert admission.timeout == 9.5
+    assert admission.wishes.timeout == 9.5
 
 
 def test_unknown_options_are_no_error():

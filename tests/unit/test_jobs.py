@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngcp_task_agent import jobs
-from ngcp_task_agent.dispatch import Admission, Gate
+from ngcp_task_agent.dispatch import Admission, Gate, Wishes
 from ngcp_task_agent.errors import BrokerError
 from ngcp_task_agent.jobs import Run
 from ngcp_task_agent.messages import Status
@@ -20,7 +20,8 @@ SHORT = 0.02  # seconds; a time limit that is meant to be reached
 def run(broker, timeout=9.5, *, gate=None, house=None, fault="", **fields):
     """A job that has just been accepted."""
     one = task(broker, gate=gate or Gate(), **fields)
-    return Run(Admission(one, job(), "prx01a", timeout, fault), house or Gate(), Collector())
+    admission = Admission(one, job(), "prx01a", Wishes(timeout), fault)
+    return Run(admission, house or Gate(), Collector())
 
 
 async def test_a_broker_that_returns_is_done():
@@ -28,7 +29,7 @@ async def test_a_broker_that_returns_is_done():
     one = run(Says(b"po", b"ng"))
 
     assert await one.outcome() == (Status.DONE, "")
-    assert one.output.text() == "pong"
+    assert one.output.text.text() == "pong"
 
 
 @pytest.mark.parametrize(("text", "reason"), [("disk full", "disk full"), ("", "failed")])
@@ -133,7 +134,7 @@ async def test_the_answer_does_not_wait_for_a_broker_that_ignores_its_end(monkey
     assert (gate.running, house.running, broker.running) == (1, 1, 1)
     broker.free.set()
     await until(lambda: not broker.running and gate.running == house.running == 0)
-    assert one.output.text() == ""
+    assert one.output.text.text() == ""
 
 
 async def test_a_broker_gets_a_moment_to_end(monkeypatch):
@@ -150,7 +151,7 @@ async def test_a_broker_gets_a_moment_to_end(monkeypatch):
     one = run(Polite(), SHORT)
 
     assert (await one.outcome())[0] is Status.ERROR
-    assert one.output.text() == "rolled back"
+    assert one.output.text.text() == "rolled back"
 
 
 async def test_who_is_done_in_time_is_not_late():

@@ -212,7 +212,9 @@ def test_datetime_is_timestamp_with_a_zone(timestamp):
 
 def test_the_words_of_the_wire():
     """Clients compare them as text."""
-    assert [str(status) for status in Status] == ["accepted", "rejected", "done", "error"]
+    assert [str(status) for status in Status] == [
+        "accepted", "progress", "rejected", "done", "error",
+    ]  # fmt: skip
 
 
 def test_decode_takes_json_only():
