@@ -115,7 +115,9 @@ class Agent:
                 lambda piece: backend.deliver(address, encode_response(replies.progress(piece))),
                 lambda: backend.flush(address),
             )
-        run = Run(admission, self._house, Collector(self._spool_dir, live))
+        output = Collector(self._spool_dir, live, admission.task.mask)
+        output.hide({"data": admission.job.arguments})
+        run = Run(admission, self._house, output)
         self.runs.add(run)
         task = asyncio.ensure_future(self._work(run, replies, backend, address))
         self._answering[task] = (run, backend)

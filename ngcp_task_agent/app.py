@@ -193,6 +193,7 @@ class Loader:
             parsed.run_timeout,
             parsed.max_running,
             parsed.max_queued,
+            parsed.mask,
             gate,
         )  # fmt: skip
         notes = [*parsed.broker_options.notes, *parsed.backend_options.unknown()]

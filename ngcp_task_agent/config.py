@@ -30,12 +30,13 @@ FOLDERS = ("backends", "tasks")
 LARGEST = 1024 * 1024  # bytes of one file
 # What a broker reads may stand at the top of a task file as well.
 FOR_BROKERS = (
-    "limits", "private_tmp", "no_new_privileges", "read_only_paths", "env_files", "mask",
+    "limits", "private_tmp", "no_new_privileges", "read_only_paths", "env", "env_files",
     "allow_options",
 )  # fmt: skip
 RESERVED = "agent."  # the agent's own tasks begin with this
 _SUFFIXES = (".yml", ".yaml")
 _NAME = re.compile(r"[^\s,|;=+*?\[\]]{1,255}")
+_MASKED = re.compile(r"[A-Za-z_]\w*|data(\.[\w-]+)+")
 _TASK_NAME = re.compile(r"[^\s/\x00-\x1f]{1,255}")
 
 
@@ -113,6 +114,7 @@ class TaskFile:
     run_timeout: float | None
     max_running: int
     max_queued: int
+    mask: tuple[str, ...]
 
 
 def read_directory(directory: str) -> Files:
@@ -190,6 +192,7 @@ def read_task(options: Options, stem: str) -> TaskFile:
         run_timeout=run_timeout,
         max_running=options.integer("max_running", MAX_RUNNING, minimum=1),
         max_queued=options.integer("max_queued", MAX_QUEUED),
+        mask=_mask(options, broker_options),
     )
     options.close()
     return task
@@ -202,6 +205,15 @@ def _limit(options: Options, broker_options: Options, key: str) -> float | None:
     # Both are asked, so that both know the key.
     above, below = options.seconds(key, 0.0), broker_options.seconds(key, 0.0)
     return above or below or None
+
+
+def _mask(options: Options, broker_options: Options) -> tuple[str, ...]:
+    """What must not get out, named at the top of the file or inside ``broker_options``."""
+    names = (*options.names("mask"), *broker_options.names("mask"))
+    for name in names:
+        if not _MASKED.fullmatch(name):
+            options.problem("mask", repr(name), "a variable's name, or data.… of the request")
+    return names
 
 
 def _fact_sources(options: Options) -> tuple[Options, ...] | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ class Task:
         run_timeout: Seconds from the job's start to its end; None for no limit.
         max_running: Jobs side by side.
         max_queued: Jobs waiting.
+        mask: Names of what must not get out: variables, and ``data.…`` of the request.
         gate: Where jobs wait; the same for every version of the file.
     """
 
@@ -106,6 +107,7 @@ class Task:
     run_timeout: float | None = None
     max_running: int = MAX_RUNNING
     max_queued: int = MAX_QUEUED
+    mask: Collection[str] = ()
     gate: Gate = field(default_factory=Gate)
 
     def adjust_gate(self) -> None:

@@ -132,9 +132,12 @@ class Output(Protocol):
     Attributes:
         followed: Whether the client reads along (`options.stream`). Then writing waits
             where the client is slower than the broker.
+        masks: Whether the task has anything to hide. Then nothing that was cut, or not
+            written here first, may be quoted: it could hold half of it.
     """
 
     followed: bool
+    masks: bool
 
     async def write(self, piece: bytes) -> None:
         """Add to the text of the answer: UTF-8, decoded with replacement."""
@@ -169,10 +172,11 @@ class Output(Protocol):
             peak_memory: The most resident bytes it has had; None if nobody knows.
         """
 
-    def hide(self, values: Iterable[str]) -> None:
-        """Never let these texts out again: not in the answer, nor in a reason.
+    def hide(self, variables: Mapping[str, str]) -> None:
+        """Tell the variables that the work is given, before anything is written.
 
-        Called before anything is written.
+        The values of those that the task's `mask` names never get out again: not in the
+        answer, nor in a reason.
         """
 
     def masked(self, text: str) -> str:

@@ -4,10 +4,12 @@ Keeps secrets out of what leaves the node: output, reasons, log lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .messages import encode
+from .placeholders import find
 
 STARS = "***"  # what stands in the place of a secret
 
@@ -118,6 +120,35 @@ class MaskedStream:
         shown.append(data[at:end])
         self._held = data[end:]
         return b"".join(shown)
+
+
+def secrets_in(names: Collection[str], values: Mapping[str, Any]) -> set[str]:
+    """The texts that *names* stand for.
+
+    Args:
+        names: Paths into *values*, such as ``data.login.password``, or names of variables.
+        values: Where they are looked for; what is a list or a mapping hides all in it.
+
+    >>> sorted(secrets_in(["data.pin", "TOKEN"], {"data": {"pin": 4711}, "TOKEN": "x1"}))
+    ['4711', 'x1']
+    """
+    found: set[str] = set()
+    for name in names:
+        with suppress(LookupError):
+            found.update(_texts(find(name, values)))
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield encode(value).decode()
 
 
 def _forms(value: str) -> set[bytes]:

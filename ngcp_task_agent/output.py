@@ -4,13 +4,13 @@ What one job has to say: its answer, what it says meanwhile, and how its process
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
 from .errors import MessageError
 from .live import Live
-from .masking import Mask, MaskedStream
+from .masking import Mask, MaskedStream, secrets_in
 from .messages import decode, encode
 from .spool import Spool
 
@@ -23,9 +23,11 @@ class Collector:
     Args:
         spool_dir: See `Spool`.
         live: Where a client reads along; None if it does not.
+        mask: Names of what must not get out: variables, and ``data.…`` of the request.
 
     Attributes:
         followed: Whether a client reads along.
+        masks: Whether there is anything to hide.
         closed: Whether the answer stands: what is said later is ignored.
         text: The answer as text.
         has_result: Whether the broker gave a value instead of text.
@@ -39,7 +41,9 @@ class Collector:
         peak_memory: The most resident bytes, once it has ended; None if unknown.
     """
 
-    def __init__(self, spool_dir: str = "", live: Live | None = None) -> None:
+    def __init__(
+        self, spool_dir: str = "", live: Live | None = None, mask: Collection[str] = ()
+    ) -> None:
         self.text = Spool(spool_dir)
         self.has_result = False
         self.value: Any = None
@@ -52,7 +56,9 @@ class Collector:
         self.peak_memory: int | None = None
         self.closed = False
         self.followed = live is not None
+        self.masks = bool(mask)
         self._live = live
+        self._names = mask
         self._secrets: set[str] = set()
         self._mask = Mask()
         self._masked: dict[str, MaskedStream] = {}
@@ -112,9 +118,11 @@ class Collector:
         """See `interfaces.Output`."""
         self.code, self.cpu_seconds, self.peak_memory = code, cpu_seconds, peak_memory
 
-    def hide(self, values: Iterable[str]) -> None:
-        """Never let these texts out again."""
-        self._secrets.update(values)
+    def hide(self, variables: Mapping[str, Any]) -> None:
+        """Never let out again what the task's `mask` names of these."""
+        if not self._names:
+            return
+        self._secrets |= secrets_in(self._names, variables)
         self._mask = Mask(self._secrets)
         if self._mask:
             names = ("stdout", "stderr", "progress")

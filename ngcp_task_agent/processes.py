@@ -66,6 +66,7 @@ class Program:
         pass_fds: Further descriptors the program inherits.
         capture: Whether stdout and stderr are pipes read by `read` and `stderr`;
             else both are the daemon's stderr.
+        follow: Whether stderr is read by `read_error` as it comes.
 
     Raises:
         OSError: It could not be started; nothing is left of it.
@@ -82,6 +83,7 @@ class Program:
         stdin: int = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         capture: bool = True,
+        follow: bool = False,
     ) -> None:
         number = next(_numbers)
         self._loop = asyncio.get_running_loop()
@@ -92,7 +94,9 @@ class Program:
         with ExitStack() as undo, ExitStack() as theirs:
             self._group = _make_group(number, undo)
             stdout = Pipe(self._loop, undo, theirs) if capture else None
-            stderr = Tail(self._loop, undo, theirs) if capture else None
+            stderr: Pipe | Tail | None = None
+            if capture:
+                stderr = (Pipe if follow else Tail)(self._loop, undo, theirs)
             # Popen blocks until the program is running, by vfork, whose cost does not
             # grow with this process. So there is no await between start and record,
             # where a cancellation could leave a program that nobody knows of.
@@ -126,14 +130,19 @@ class Program:
 
     @property
     def stderr(self) -> bytes:
-        """The last bytes of stderr."""
-        return self._stderr.data if self._stderr else b""  # also after the end
+        """The last bytes of stderr, if it is not followed."""
+        return self._stderr.data if isinstance(self._stderr, Tail) else b""
 
     async def read(self) -> bytes:
         """The next piece of stdout; empty at its end, or once the program has ended
         and a child of it that holds on to the pipe says nothing more."""
         assert self._stdout is not None
         return await self._stdout.read()
+
+    async def read_error(self) -> bytes:
+        """The next piece of stderr where it is followed; see `read`."""
+        assert isinstance(self._stderr, Pipe)
+        return await self._stderr.read()
 
     async def wait(self) -> int:
         """The exit code, or minus the signal number, of the program itself."""
@@ -261,8 +270,9 @@ class Program:
         self._loop.remove_reader(self._pidfd)
         code = self._popen.poll()
         self._exited.set_result(-signal.SIGKILL if code is None else code)
-        if self._stdout is not None:
-            self._stdout.program_ended()
+        for pipe in (self._stdout, self._stderr):
+            if isinstance(pipe, Pipe):
+                pipe.program_ended()
 
     def _close(self) -> None:
         if self._pidfd < 0:

@@ -19,7 +19,8 @@ FLOORS = [
     {"jobs", "config"},
     {"dispatch", "replies", "facts", "registry", "systemd", "logs", "watch", "memory"},
     {"interfaces", "users", "processes", "output"},
-    {"live", "spool", "masking", "placeholders"},
+    {"live", "spool", "masking", "environment"},
+    {"placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable"},
     {"destination"},
     {"errors"},
@@ -28,7 +29,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 SHELVES = {"backends", "brokers", "storage", "nodes"}
 # All of this package that a plug-in may import, ours as well as a third party's.
 FOR_PLUG_INS = {"interfaces", "processes", "users", "options", "messages", "destination",
-                "errors", "yamlfile", "placeholders"}  # fmt: skip
+                "errors", "yamlfile", "placeholders", "environment"}  # fmt: skip
 ADDRESSES = {
     "redis": "backends/redis*.py",
     "yaml": "yamlfile.py",

@@ -16,6 +16,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
+from ..environment import Environment
 from ..errors import BrokerError, MessageError
 from ..interfaces import Job, Output
 from ..options import Options
@@ -24,6 +25,7 @@ from ..users import User, find_user
 
 MAX_OUTPUT = 64 * 1024 * 1024  # bytes of stdout; beyond, the program is ended
 FLOOD_SHOWN = 256 * 1024  # bytes of such output that are sent with the error
+ERRORS_KEPT = 64 * 1024  # bytes of stderr looked at for a reason
 REASON_LENGTH = 500  # characters of stderr quoted in a reason
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BLANKS = re.compile(r"[ \t\n\v\f\r]+")
@@ -35,8 +37,8 @@ class CommandBroker:
     - ``run``: the program, a path or a name found in PATH
     - ``args``: a list taken as it is, or one text split as a POSIX shell splits it
     - ``as_user``, ``as_group``: who runs it, with the user's supplementary groups
-    - ``env``: added to the clean environment (PATH, HOME, USER, LOGNAME, LANG and
-      NGCP_TASK_UUID, NGCP_TASK_NAME, NGCP_TASK_SRC)
+    - ``env``, ``env_files``: added to the clean environment (PATH, HOME, USER, LOGNAME,
+      LANG and NGCP_TASK_UUID, NGCP_TASK_NAME, NGCP_TASK_SRC); see `environment`
     - ``cwd`` (default ``/``), ``umask`` (octal digits, default ``"0022"``)
     - ``stdin``: ``none`` or ``data`` (the request's data)
     - ``ok_exit_codes``: default ``[0]``
@@ -48,7 +50,7 @@ class CommandBroker:
         self._args = options.words("args")
         self._as_user = options.text("as_user")
         self._as_group = options.text("as_group")
-        self._env = options.mapping("env")
+        self._environment = Environment(options)
         self._cwd = options.text("cwd", "/")
         self._umask = options.octal("umask", 0o022)
         self._stdin = options.text("stdin", "none", choices=("none", "data"))
@@ -58,41 +60,68 @@ class CommandBroker:
             options.problem("cwd", repr(self._cwd), "an absolute path")
         if "/" in self._run and not os.path.isabs(self._run):
             options.problem("run", repr(self._run), "an absolute path, or a name found in PATH")
-        for name in self._env:
-            if "=" in name or "\0" in name:
-                options.problem(f"env.{name}", "'=' in the name", "a variable's name")
 
     async def run(self, job: Job, output: Output) -> None:
-        program = await self._start(job)
+        program = await self._start(job, output)
         try:
-            size = 0
-            while piece := await program.read():
-                size += len(piece)
-                if size > self._max_output:
-                    output.cut(FLOOD_SHOWN)
-                    raise BrokerError(f"more than {self._max_output} bytes of output (max_output)")
-                await output.write(piece)
+            errors = await self._read(program, output)
             code = await program.wait()
+            output.exited(code)
         except asyncio.CancelledError:
             await program.end()
+            output.exited(program.returncode)
             raise
         finally:
             program.finish()  # never holds up the answer
         if code not in self._ok:
-            raise BrokerError(_describe(code, program.stderr))
+            if len(errors) >= ERRORS_KEPT:  # cut, and so perhaps in the middle of a secret
+                errors = errors.partition(b"\n")[2]
+            raise BrokerError(_describe(code, output.masked(errors.decode("utf-8", "replace"))))
+
+    async def _read(self, program: Program, output: Output) -> bytes:
+        """Read all that it says; the end of its stderr."""
+        if not (output.followed or output.masks):
+            await self._read_answer(program, output)
+            errors = program.stderr
+            await output.write_error(errors)
+            return errors
+        reading = asyncio.ensure_future(_read_errors(program, output))
+        answering = asyncio.ensure_future(self._read_answer(program, output))
+        try:
+            done, _ = await asyncio.wait((answering, reading), return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            answering.cancel()
+            reading.cancel()
+            await asyncio.wait((answering, reading))
+        return reading.result()
+
+    async def _read_answer(self, program: Program, output: Output) -> None:
+        size = 0
+        while piece := await program.read():
+            size += len(piece)
+            if size > self._max_output:
+                output.cut(FLOOD_SHOWN)
+                raise BrokerError(f"more than {self._max_output} bytes of output (max_output)")
+            await output.write(piece)
 
     async def close(self) -> None:
         """Nothing outlives a job."""
 
-    async def _start(self, job: Job) -> Program:
+    async def _start(self, job: Job, output: Output) -> Program:
         argv = [self._run, *self._args, *_extra_args(job)]
         user = await find_user(self._as_user, self._as_group)
-        env = self._environment(job, user)
+        env = self._variables(job, user)
+        output.hide(env)
         if user.switch:
             argv = [*user.switch, _found(self._run, env["PATH"]), *argv[1:]]
         try:
             with _stdin(job, self._stdin) as stdin:
-                return Program(argv, env, cwd=self._cwd, umask=self._umask or 0, stdin=stdin)
+                program = Program(
+                    argv, env, cwd=self._cwd, umask=self._umask or 0, stdin=stdin,
+                    follow=output.followed or output.masks,
+                )  # fmt: skip
         except OSError as exc:
             what = self._cwd if exc.filename == self._cwd else self._run
             raise BrokerError(f"cannot start {what}: {exc.strerror or exc}") from exc
@@ -100,15 +129,17 @@ class CommandBroker:
             raise BrokerError(f"the data cannot be passed on: {exc}") from exc
         except ValueError as exc:  # a NUL character
             raise BrokerError(f"cannot start {self._run}: {exc}") from exc
+        output.runs_as(user.name, program.pid)
+        return program
 
-    def _environment(self, job: Job, user: User) -> dict[str, str]:
+    def _variables(self, job: Job, user: User) -> dict[str, str]:
         return {
             "PATH": PATH,
             "HOME": user.home,
             "USER": user.name,
             "LOGNAME": user.name,
             "LANG": "C.UTF-8",
-            **self._env,
+            **self._environment.variables(),
             "NGCP_TASK_UUID": job.uuid.replace("\0", ""),
             "NGCP_TASK_NAME": job.task,
             "NGCP_TASK_SRC": job.src.replace("\0", ""),
@@ -161,7 +192,15 @@ def _stdin(job: Job, kind: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _describe(code: int, stderr: bytes) -> str:
+async def _read_errors(program: Program, output: Output) -> bytes:
+    errors = b""
+    while piece := await program.read_error():
+        errors = (errors + piece)[-ERRORS_KEPT:]
+        await output.write_error(piece)
+    return errors
+
+
+def _describe(code: int, stderr: str) -> str:
     if code < 0:
         try:
             what = f"killed by signal {signal.Signals(-code).name}"
@@ -169,5 +208,5 @@ def _describe(code: int, stderr: bytes) -> str:
             what = f"killed by signal {-code}"
     else:
         what = f"exit code {code}"
-    lines = stderr.decode("utf-8", "replace").strip().splitlines()
+    lines = stderr.strip().splitlines()
     return f"{what}: {lines[-1].strip()[:REASON_LENGTH]}" if lines else what

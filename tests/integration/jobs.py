@@ -12,9 +12,30 @@ class Kept:
     def __init__(self):
         self.pieces = []
         self.value = None
+        self.followed = self.masks = False
+        self.errors = b""
+        self.code = None
 
     async def write(self, piece):
         self.pieces.append(piece)
+
+    async def write_error(self, piece):
+        self.errors += piece
+
+    async def progress(self, piece):
+        pass
+
+    def runs_as(self, user, pid=None):
+        self.user, self.pid = user, pid
+
+    def exited(self, code, **usage):
+        self.code = code
+
+    def hide(self, variables):
+        pass
+
+    def masked(self, text):
+        return text
 
     def cut(self, size):
         self.pieces = [self.text[:size]]
