@@ -9,19 +9,19 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from . import __version__, processes
 from .agent import Agent
 from .app import Loader, Setup, close_brokers, close_later
-from .brokers.builtin import AnswerBroker
 from .config import is_yaml
 from .destination import Node
-from .dispatch import Dispatcher, Task
+from .dispatch import Dispatcher
 from .errors import BackendError, ConfigError, Problem
 from .interfaces import Backend
 from .logs import configure
+from .own_tasks import OwnTasks
 from .systemd import Notifier
 from .watch import Watch
 
@@ -44,7 +44,6 @@ class Daemon:
         self._notifier = notifier
         self._setup = self._loader.load()
         self._reported: list[Problem] = []
-        self._began = time.monotonic()
         self._dispatcher = Dispatcher(self._node)
         self._serving: dict[str, tuple[Backend, asyncio.Task[None]]] = {}
         self._stop = asyncio.Event()
@@ -52,6 +51,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()  # backends that were replaced
         self._agent: Agent
+        self._own_tasks: OwnTasks
         self._watch: Watch
 
     async def run(self) -> None:
@@ -71,6 +71,10 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         self._agent = Agent(self._dispatcher, settings.limits, _spool_dir(settings.state_dir))
+        self._own_tasks = OwnTasks(
+            self._agent, self._dispatcher, self._node,
+            lambda: {name: backend for name, (backend, _) in self._serving.items()},
+        )  # fmt: skip
         self._watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
         async with self._reloading:  # a change of a file meanwhile waits its turn
             self._watch_directories()
@@ -93,7 +97,7 @@ class Daemon:
         """Make *setup* what is served, in one step; jobs that run keep what they have."""
         before, self._setup = self._setup, setup
         old_tasks = self._dispatcher.tasks
-        tasks = {**setup.tasks, **self._own_tasks()}
+        tasks = {**setup.tasks, **self._own_tasks.tasks}
         self._report(setup, old_tasks)
         self._agent.limits = setup.settings.limits
         for task in tasks.values():
@@ -131,48 +135,6 @@ class Daemon:
         """Close a backend that was replaced once the jobs that came by it are answered."""
         await self._agent.answered(backend)
         await backend.close()
-
-    def _own_tasks(self) -> dict[str, Task]:
-        answers: dict[str, tuple[Callable[[], Any], str]] = {
-            "agent.ping": (self._about, "this agent's name, version, facts and uptime"),
-            "agent.tasks": (self._about_tasks, "the tasks this agent has"),
-        }
-        return {
-            name: self._dispatcher.tasks.get(name)
-            or Task(name, AnswerBroker(answer), description=text)
-            for name, (answer, text) in answers.items()
-        }
-
-    def _about(self) -> dict[str, Any]:
-        node = self._node()
-        return {
-            "name": node.name,
-            "aliases": list(node.aliases),
-            "version": __version__,
-            "facts": {key: sorted(values) for key, values in node.facts.items()},
-            "uptime": round(time.monotonic() - self._began, 3),
-            "jobs": len(self._agent.runs),
-            "counts": dict(self._agent.counts),
-            "backends": {
-                name: {"connected": (state := backend.state()).connected, "dropped": state.dropped}
-                for name, (backend, _) in self._serving.items()
-            },
-        }
-
-    def _about_tasks(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": task.name,
-                "description": task.description,
-                "arguments": None,
-                "timeout": task.timeout,
-                "run_timeout": task.run_timeout,
-                "max_running": task.gate.max_running,
-                "running": task.gate.running,
-                "queued": task.gate.queued,
-            }
-            for _, task in sorted(self._dispatcher.tasks.items())
-        ]
 
     def _reload_soon(self) -> None:
         self._spawn(self._reload())

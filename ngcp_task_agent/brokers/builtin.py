@@ -4,7 +4,7 @@ The agent's own tasks: an answer that the agent itself gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..interfaces import Job, Output
@@ -14,14 +14,15 @@ class AnswerBroker:
     """Answers with what a function returns.
 
     Args:
-        answer: Called without arguments for each job; its result is sent as JSON.
+        answer: Called with each job; its result, awaited if it can be, is sent as JSON.
     """
 
-    def __init__(self, answer: Callable[[], Any]) -> None:
+    def __init__(self, answer: Callable[[Job], Any]) -> None:
         self._answer = answer
 
     async def run(self, job: Job, output: Output) -> None:
-        output.result(self._answer())
+        value = self._answer(job)
+        output.result(await value if isinstance(value, Awaitable) else value)
 
     async def close(self) -> None:
         """Holds nothing."""

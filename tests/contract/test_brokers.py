@@ -116,7 +116,7 @@ class PythonInLoop(Python):
 
 class Answer(Kind):
     def build(self, what):
-        def answer():
+        def answer(job):
             if what == "fail":
                 raise BrokerError("no such user")
             return "pong"

@@ -1,0 +1,126 @@
+"""
+The agent's own tasks: addressed by `dst` like any other, and answered like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import __version__
+from .agent import Agent
+from .brokers.builtin import AnswerBroker
+from .destination import Node
+from .dispatch import Dispatcher, Gate, Task
+from .errors import BrokerError
+from .interfaces import Backend, Job
+from .usage import measure
+
+AT_ONCE = 256  # of each own task side by side: a cancel must not wait behind others
+CANCEL_TIMEOUT = 30.0  # seconds; processes get TERM, 5 s, KILL, 5 s
+LISTED = 200  # characters of an unknown name that are sent back
+
+
+class OwnTasks:
+    """Makes them.
+
+    Args:
+        agent: Whose jobs are told and cancelled.
+        dispatcher: Whose tasks are told.
+        node: What this host is now.
+        backends: Those that are served now, by name.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        dispatcher: Dispatcher,
+        node: Callable[[], Node],
+        backends: Callable[[], Mapping[str, Backend]],
+    ) -> None:
+        self._agent = agent
+        self._dispatcher = dispatcher
+        self._node = node
+        self._backends = backends
+        self._began = time.monotonic()
+        self.tasks = {
+            task.name: task
+            for task in (
+                _task("agent.ping", self._about, "this agent's name, version, facts and uptime"),
+                _task("agent.tasks", self._about_tasks, "the tasks this agent has"),
+                _task("agent.jobs", self._about_jobs, "the jobs that wait, run, and have ended"),
+                _task(
+                    "agent.cancel", self._cancel, "ends the job whose uuid is ref", CANCEL_TIMEOUT
+                ),
+            )
+        }
+
+    def _about(self, job: Job) -> dict[str, Any]:
+        node = self._node()
+        return {
+            "name": node.name,
+            "aliases": list(node.aliases),
+            "version": __version__,
+            "facts": {key: sorted(values) for key, values in node.facts.items()},
+            "uptime": round(time.monotonic() - self._began, 3),
+            "jobs": len(self._agent.runs),
+            "counts": dict(self._agent.counts),
+            "backends": {
+                name: {"connected": (state := backend.state()).connected, "dropped": state.dropped}
+                for name, backend in self._backends().items()
+            },
+        }
+
+    def _about_tasks(self, job: Job) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": task.name,
+                "description": task.description,
+                "arguments": None,
+                "timeout": task.timeout,
+                "run_timeout": task.run_timeout,
+                "max_running": task.gate.max_running,
+                "running": task.gate.running,
+                "queued": task.gate.queued,
+            }
+            for _, task in sorted(self._dispatcher.tasks.items())
+        ]
+
+    async def _about_jobs(self, job: Job) -> list[dict[str, Any]]:
+        """First those that have not ended, as they came; then the others, the last first."""
+        ref = _ref(job) if "ref" in job.arguments else None
+        runs = sorted(self._agent.runs | self._agent.ending, key=lambda run: run.queued)
+        present = [run for run in runs if not run.own and ref in (None, run.job.uuid)]
+        usages = await asyncio.to_thread(measure, [pid for r in present if (pid := r.output.pid)])
+        found = []
+        for run in present:
+            usage = usages.get(run.output.pid or 0)
+            found.append(run.record()._asdict() | (usage._asdict() if usage else {}))
+        past = [r._asdict() for r in reversed(self._agent.recent) if ref in (None, r.uuid)]
+        return found + past
+
+    async def _cancel(self, job: Job) -> dict[str, Any]:
+        ref = _ref(job)
+        records = await self._agent.cancel(ref, job.src)
+        if not records:
+            known = [record for record in self._agent.recent if record.uuid == ref]
+            what = f"has already ended ({known[-1].state})" if known else "is not known here"
+            raise BrokerError(f"job {ref[:LISTED]} {what}")
+        return {"ref": ref, "cancelled": [record._asdict() for record in records]}
+
+
+def _task(name: str, answer: Callable[[Job], Any], text: str, timeout: float = 9.5) -> Task:
+    gate = Gate(AT_ONCE)
+    return Task(
+        name, AnswerBroker(answer), description=text, timeout=timeout, max_running=AT_ONCE,
+        gate=gate,
+    )  # fmt: skip
+
+
+def _ref(job: Job) -> str:
+    ref = job.arguments.get("ref")
+    if not isinstance(ref, str) or not ref:
+        raise BrokerError('data.ref: expected the uuid of a request, as in {"ref": "18d0f568-…"}')
+    return ref
