@@ -65,13 +65,15 @@ class NodeRun:
         status: accepted, rejected, done or error: the last it said.
         reason: Why it was rejected or failed.
         data: The result, pieces put together; "" before the end.
-        responses: Every message as it came.
+        result: How the process ended, where `options.result` has asked for it.
+        responses: Every message as it came, without live output.
     """
 
     src: str
     status: str
     reason: str = ""
     data: Any = ""
+    result: dict[str, Any] | None = None
     responses: list[dict[str, Any]] = field(default_factory=list)
     _pieces: list[str] = field(default_factory=list)
 
@@ -84,11 +86,16 @@ class NodeRun:
         """Whether *response* can be the next message of this run."""
         if self.ended or response["status"] == "rejected":
             return False
+        if response["status"] == "progress":
+            return True
         return int(response.get("chunk", 1)) == len(self._pieces) + 1
 
     def add(self, response: dict[str, Any]) -> None:
         """Take the next message."""
+        if response["status"] == "progress":
+            return
         self.responses.append(response)
+        self.result = response.get("result", self.result)
         status, chunks = response["status"], response.get("chunks", 1)
         if status in _ENDED and chunks > 1:
             self._pieces.append(response["data"])
@@ -238,7 +245,8 @@ class AsyncClient:
             task: Name of the task.
             dst: Which nodes, for example ``"*|state=active;role=proxy"``.
             data: The task's arguments: a mapping, a string holding JSON, or None.
-            options: Further options of the request, such as ``{"timeout": 3}``.
+            options: Further options of the request, such as ``{"timeout": 3}``; with
+                ``{"stream": True}`` live output comes as responses with status progress.
             timeout: Seconds for everything. It ends sooner once all who accepted
                 have ended and nobody else is to be expected.
             on_response: Called with each response as it arrives.

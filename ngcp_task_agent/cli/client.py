@@ -7,6 +7,8 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .cancel import cancel
+from .jobs import jobs
 from .link import link_options, remember_link
 from .ping import ping
 from .send import send
@@ -41,7 +43,7 @@ def command(context: click.Context, /, **link: str | None) -> None:
     remember_link(context, link)
 
 
-for verb in (send, ping, tasks):
+for verb in (send, ping, tasks, jobs, cancel):
     command.add_command(verb)
 
 

@@ -13,7 +13,7 @@ from ..client import TIMEOUT, ClientError
 from ..errors import MessageError
 from ..messages import decode
 from .link import EXIT, fail, link_options, open_client
-from .show import as_json, show_data, show_missing, show_response
+from .show import Follower, as_json, show_data, show_missing
 
 
 @click.command()
@@ -24,37 +24,44 @@ from .show import as_json, show_data, show_missing, show_response
 )
 @click.option("--timeout", default=TIMEOUT, show_default=True, type=click.FloatRange(0.01),
               metavar="SECONDS", help="For everything.")  # fmt: skip
+@click.option("--follow", "-f", is_flag=True, help="Show output while it comes.")
+@click.option("--result", is_flag=True, help="With --json: how the process ended.")
 @click.option("--json", "form", flag_value="json", help="One JSON document at the end.")
 @click.option("--quiet", "-q", "form", flag_value="quiet", help="Only the results.")
 @link_options
 def send(
-    task: str, dst: str, data: str | None, timeout: float, form: str | None, **link: str | None
-) -> None:
+    task: str, dst: str, data: str | None, timeout: float, follow: bool, result: bool,
+    form: str | None, **link: str | None,
+) -> None:  # fmt: skip
     """Run TASK on the nodes that DST selects.
 
     \b
     ngcp-task send ping --dst prx01a
+    ngcp-task send disk_usage --follow
     ngcp-task send kam_lb_security_ban_dump --dst '*|state=active;role=proxy' \\
         --data '{"extra_args": "ipban"}'
     """
     arguments = _read_data(data)
+    options = {"stream": follow or None, "result": result or None}
+    options = {name: wish for name, wish in options.items() if wish}
+    follower = Follower()
     client = open_client(link, task)
     with client:
         try:
-            result = client.send(
-                task, dst=dst, data=arguments, timeout=timeout,
-                on_response=None if form else show_response,
+            answer = client.send(
+                task, dst=dst, data=arguments, timeout=timeout, options=options,
+                on_response=None if form else follower.show,
             )  # fmt: skip
         except ClientError as exc:
             fail(exc)
     if form == "json":
-        click.echo(as_json(result, task, dst))
+        click.echo(as_json(answer, task, dst))
     elif form == "quiet":
-        for run in result.runs:
+        for run in answer.runs:
             show_data(run.data)
     if form != "json":
-        show_missing(result)
-    sys.exit(EXIT[result.outcome])
+        show_missing(answer)
+    sys.exit(EXIT[answer.outcome])
 
 
 def _read_data(text: str | None) -> Any:

@@ -13,6 +13,7 @@ import click
 from ..client import NodeRun, Result
 from ..messages import encode
 
+LONGEST_LINE = 64 * 1024  # characters kept of a line whose end has not come
 # What a node sends must not move the cursor or rename the window of who reads it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -37,6 +38,41 @@ def show_response(response: dict[str, Any]) -> None:
         line += f" [{response.get('chunk')}/{response['chunks']}]"
     click.echo(printable(line))
     show_data(response.get("data"))
+
+
+class Follower:
+    """Shows live output line by line, the node's name in front."""
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str, str], str] = {}  # lines without their end yet
+        self.seen: set[str] = set()  # nodes that have said something
+
+    def show(self, response: dict[str, Any]) -> None:
+        """Print the whole lines of one piece; what is no live output is shown as ever."""
+        src = str(response.get("src", ""))
+        if response["status"] != "progress":
+            self._flush(src)
+            if response["status"] != "accepted":
+                response = {**response, "data": "" if src in self.seen else response.get("data")}
+            show_response(response)
+            return
+        self.seen.add(src)
+        key = (src, str(response.get("stream", "stdout")))
+        *lines, rest = (self._begun.pop(key, "") + str(response.get("data", ""))).split("\n")
+        if len(rest) > LONGEST_LINE:
+            lines, rest = [*lines, rest], ""
+        self._begun[key] = rest
+        for line in lines:
+            self._print(key, line)
+
+    def _flush(self, src: str) -> None:
+        for key in [key for key in self._begun if key[0] == src]:
+            line = self._begun.pop(key)
+            if line:
+                self._print(key, line)
+
+    def _print(self, key: tuple[str, str], line: str) -> None:
+        click.echo(printable(f"{key[0]}: {line}"), err=key[1] == "stderr")
 
 
 def show_data(data: Any) -> None:
@@ -84,5 +120,6 @@ def _node(run: NodeRun) -> dict[str, Any]:
         "status": run.status,
         "reason": run.reason,
         "data": run.data,
+        **({"result": run.result} if run.result is not None else {}),
         "responses": run.responses,
     }
