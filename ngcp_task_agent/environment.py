@@ -76,7 +76,9 @@ class _File:
         return dict(self._variables(text))
 
     def _text(self) -> str:
-        with open(self.path, "rb") as file:
+        # Not blocking: whatever else has this name is not waited for.
+        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
                 raise BrokerError(

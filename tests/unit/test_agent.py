@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ngcp_task_agent import agent as agent_module
 from ngcp_task_agent import jobs
 from ngcp_task_agent.agent import Agent
 from ngcp_task_agent.config import Limits
@@ -22,7 +23,8 @@ class Corridor:
     def __init__(self, broker=None, *, limits=None, backend=None, spool_dir="", **fields):
         self.backend = backend or MemoryBackend()
         self.dispatcher = Dispatcher(lambda: NODE)
-        self.dispatcher.tasks = {"ping": task(broker or Says(b"pong"), **fields)}
+        self.broker = broker or Says(b"pong")
+        self.dispatcher.tasks = {"ping": task(self.broker, **fields)}
         self.agent = Agent(self.dispatcher, limits or Limits(), spool_dir)
 
     def take(self, *payloads, **fields):
@@ -446,3 +448,161 @@ async def test_draining_does_not_wait_for_a_bus_that_is_away(monkeypatch):
 
     async with asyncio.timeout(5):
         await corridor.agent.drain(0.02)
+
+
+# Cancelling, and what is known of jobs
+
+
+async def test_a_cancelled_job_says_by_whom():
+    """Its client did not ask for it."""
+    corridor = Corridor(Waits())
+    corridor.take(request(uuid="one"))
+    await until(lambda: corridor.broker.running == 1)
+
+    (record,) = await corridor.agent.cancel("one", "web02b")
+
+    assert (record.state, record.reason) == ("error", "cancelled by web02b")
+    assert corridor.backend.statuses() == ["accepted", "error"]
+    assert corridor.backend.responses()[-1]["reason"] == "cancelled by web02b"
+
+
+async def test_a_cancelled_job_that_waits_is_never_started():
+    """And the next in the queue has its place."""
+    corridor = Corridor(Waits(), gate=Gate(1))
+    for uuid in ("one", "two", "three"):
+        corridor.take(request(uuid=uuid))
+    await until(lambda: corridor.broker.running == 1)
+
+    (record,) = await corridor.agent.cancel("two", "web02b")
+    corridor.broker.free.set()
+    await corridor.idle()
+
+    assert record.reason == "cancelled by web02b"
+    assert record.started is None
+    assert [job.uuid for job in corridor.broker.jobs] == ["one", "three"]
+
+
+async def test_a_cancel_waits_until_nothing_is_left():
+    """Done means ended, and not only told to end."""
+    corridor = Corridor(Stubborn())
+    corridor.take(request(uuid="one"))
+    await until(lambda: corridor.broker.running == 1)
+
+    cancelling = asyncio.ensure_future(corridor.agent.cancel("one", "web02b"))
+    await until(lambda: corridor.backend.statuses() == ["accepted", "error"])
+    await asyncio.sleep(0.05)
+    (run,) = corridor.agent.ending
+    assert run.record().state == "ending"
+    assert not cancelling.done()
+    corridor.broker.free.set()
+
+    assert [record.state for record in await cancelling] == ["error"]
+    assert corridor.agent.ending == set()
+
+
+async def test_what_has_ended_cannot_be_cancelled():
+    """Not even in the moment of its end."""
+    corridor = Corridor(Says(b"pong"))
+    corridor.take(request(uuid="one"))
+
+    await corridor.idle()
+
+    assert await corridor.agent.cancel("one", "web02b") == []
+    assert await corridor.agent.cancel("two", "web02b") == []
+
+
+async def test_the_last_jobs_are_remembered(monkeypatch):
+    """As many as there is room for, without what their clients may have made large."""
+    monkeypatch.setattr(agent_module, "RECENT", 3)
+    corridor = Corridor(Says(b"pong"))
+    for number in range(5):
+        corridor.take(request(uuid=f"{number}" * 1000, src="s" * 5000))
+        await corridor.idle()
+
+    records = list(corridor.agent.recent)
+
+    assert [record.uuid[0] for record in records] == ["2", "3", "4"]
+    assert all(len(record.uuid) == len(record.src) == 200 for record in records)
+    assert [(record.state, record.output_bytes) for record in records] == [("done", 4)] * 3
+    assert all(r.queued <= r.started <= r.ended for r in records)
+
+
+# Live output and results, for those who have asked
+
+
+def wish(**options):
+    return request(options={"feedback_channel": "fb", **options})
+
+
+async def test_live_output_comes_between_accepted_and_the_end():
+    """And the last answer has all of it once more."""
+    corridor = Corridor(Says(b"one\n", b"two\n"))
+
+    corridor.take(wish(stream=True))
+    await corridor.idle()
+
+    first, *pieces, last = corridor.backend.responses()
+    assert (first["status"], last["status"], last["data"]) == ("accepted", "done", "one\ntwo\n")
+    assert {piece["status"] for piece in pieces} == {"progress"}
+    assert "".join(piece["data"] for piece in pieces) == last["data"]
+    assert (pieces[0]["stream"], pieces[0]["seq"], pieces[0]["offset"]) == ("stdout", 1, 0)
+
+
+async def test_a_client_that_did_not_ask_sees_nothing_of_it():
+    """Older clients take any message that is not accepted for the end."""
+    corridor = Corridor(Says(b"one\n"))
+
+    corridor.take(wish(), wish(stream=False, result=None))
+    await corridor.idle()
+
+    assert sorted(corridor.backend.statuses()) == ["accepted", "accepted", "done", "done"]
+    known = {"uuid", "ref", "task", "src", "dst", "timestamp", "datetime", "chunk", "chunks",
+             "status", "reason", "data"}  # fmt: skip
+    assert all(set(response) == known for response in corridor.backend.responses())
+
+
+async def test_how_it_ended_is_told_in_the_last_message():
+    """In the last of many, too."""
+    corridor = Corridor(Says(b"x\n" * 3000), limits=Limits(chunk_size=1024))
+
+    corridor.take(wish(result=True))
+    await corridor.idle()
+
+    *others, last = corridor.backend.responses()
+    assert last["chunk"] == last["chunks"] > 1
+    assert set(last["result"]) == {
+        "exit_code", "signal", "stderr", "started", "duration", "truncated",
+    }  # fmt: skip
+    assert not any("result" in other for other in others)
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1, {}, []])
+@pytest.mark.parametrize("name", ["stream", "result"])
+async def test_a_wish_is_true_or_false(name, wrong):
+    """Bad options are refused where the request names the node, and fail elsewhere."""
+    corridor = Corridor()
+
+    options = {"feedback_channel": "fb", name: wrong}
+    corridor.take(request(options=options), request(options=options, dst="prx01a"))
+    await corridor.idle()
+
+    assert sorted(corridor.backend.statuses()) == ["accepted", "error", "rejected"]
+    reasons = {response["reason"] for response in corridor.backend.responses()[1:]}
+    assert all(reason.startswith(f"options.{name}: found ") for reason in reasons)
+
+
+async def test_what_the_task_masks_is_in_no_message():
+    """Nor in the record of the job."""
+    error = BrokerError("wrong pin 4711")
+    corridor = Corridor(Says(b"47", b"11\n", error=error), mask=("data.pin",))
+
+    corridor.take(request(data={"pin": "4711"}, options=wish_options))
+    await corridor.idle()
+
+    last = corridor.backend.responses()[-1]
+    assert (last["data"], last["reason"]) == ("***\n", "wrong pin ***")
+    assert "4711" not in str(corridor.backend.sent)
+    assert corridor.agent.recent[-1].reason == "wrong pin ***"
+
+
+wish_options = {"feedback_channel": "fb", "stream": True, "result": True}
