@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from .harness import COMMANDS, World, command
+from .processes import until
 
 pytestmark = pytest.mark.redis
 
@@ -22,6 +23,15 @@ def nodes():
             "fails": command(world.script("fails", "echo why not >&2", "exit 3")),
             "sleeps": command("/bin/sleep", "5"),
             "lines": command("/bin/cat", lines),
+            "talks": command(
+                world.script(
+                    "talks",
+                    "echo one",
+                    "echo oops >&2",
+                    "sleep 0.2",
+                    "printf half; sleep 0.2; echo ' two'; exit 3",
+                )
+            ),
             "far": {**command("/bin/echo", "far"), "backend_options": {"control_channel": "far"}},
         }
         for name in ("sp1", "prx01a"):
@@ -184,3 +194,47 @@ def test_by_the_local_socket(nodes, ngcp_task, verb):
 
     assert done.returncode == 0, done.stderr
     assert "prx01a" not in done.stdout
+
+
+def test_send_follows_live_output(ngcp_task):
+    """Whole lines with the node's name, each stream on its own, and nothing twice."""
+    done = ngcp_task("send", "talks", "--dst", "sp1", "--follow")
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "sp1: accepted", "sp1: one", "sp1: half two", "sp1: error (exit code 3: oops)",
+    ]  # fmt: skip
+    assert done.stderr.splitlines() == ["sp1: oops"]
+
+
+def test_send_tells_how_the_process_ended(ngcp_task):
+    """For those who have asked."""
+    done = ngcp_task("send", "talks", "--dst", "sp1", "--result", "--json")
+
+    (node,) = json.loads(done.stdout)["nodes"]
+    assert (node["result"]["exit_code"], node["result"]["stderr"]) == (3, "oops\n")
+    assert "progress" not in done.stdout
+
+
+def test_jobs_and_cancel(nodes, ngcp_task):
+    """What an operator does at night: look, and end it."""
+    where = ["--redis", nodes.server.url]
+    sending = subprocess.Popen(
+        [COMMANDS / "ngcp-task", "send", "sleeps", "--dst", "sp1", *where],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: "sleeps" in ngcp_task("jobs", "--running").stdout, 10, "the job runs")
+    nodes_of = json.loads(ngcp_task("jobs", "--running", "--json").stdout)["nodes"]
+    (uuid,) = [job["uuid"] for node in nodes_of for job in node["data"]]
+
+    done = ngcp_task("cancel", uuid)
+    again = ngcp_task("cancel", uuid)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"sp1: cancelled sleeps {uuid}\n"
+    assert "error (cancelled by " in sending.communicate(timeout=10)[0]
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "sp1: job" in again.stderr
+    assert "has already ended" in again.stderr
+    assert "prx01a: job" in again.stderr
+    assert "sleeps" not in ngcp_task("jobs", "--running").stdout
