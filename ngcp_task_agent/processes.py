@@ -25,17 +25,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from . import cgroups
-from .pipes import READ_SIZE, Pipe, Tail
+from .pipes import Pipe, Tail
 from .proctable import Process, open_files_of, read_process, read_table, variable_of
+from .reaper import Reaper, strays
 
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
 HUNT = 0.01  # seconds at a time spent on children that fork faster than one can look
 LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
 LOOK_SELDOM = 0.1  # seconds between them, later
-SWEEP_EVERY = 0.5  # seconds between two looks for zombies while anything runs
-ZOMBIES_AFTER = 0.4  # seconds until an adopted one is reaped
-STRANGERS_AFTER = 60.0  # seconds a plug-in has to wait for a child that it has started
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -51,7 +49,7 @@ _running: dict[int, Program] = {}
 
 # Two more facts of the whole process, set by `adopt_orphans`.
 _delegated = ""  # where control groups can be made
-_reaper: _Reaper | None = None
+_reaper: Reaper | None = None
 
 
 class Program:
@@ -200,7 +198,7 @@ class Program:
         # over. Each such step makes the new one the daemon's own child: a short list.
         hunted = time.monotonic() + HUNT
         while time.monotonic() < hunted:
-            for pid in _strays():
+            for pid in strays(_running):
                 with suppress(OSError):
                     child = read_process(pid)
                     if child.state not in "ZX" and self._left_behind(child):
@@ -256,7 +254,7 @@ class Program:
         """Whether the program, itself at its end, has left anybody behind."""
         if self._group is not None and not self._group.remove():
             return True
-        for pid in _strays():
+        for pid in strays(_running):
             with suppress(OSError):
                 child = read_process(pid)
                 if child.state not in "ZX" and self._left_behind(child):
@@ -302,7 +300,7 @@ def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
-    _reaper = _Reaper(loop)
+    _reaper = Reaper(loop, _running)
 
 
 def sweep_soon() -> None:
@@ -313,51 +311,6 @@ def sweep_soon() -> None:
     """
     if _reaper is not None:
         _reaper.sweep_soon()
-
-
-class _Reaper:
-    """Reaps adopted children that end by themselves, many at a time.
-
-    Not by SIGCHLD: uvloop takes that for its own subprocesses and gives it back to nobody.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._armed = False
-        self._seen: dict[tuple[int, int], float] = {}  # strangers' zombies: since when
-
-    def sweep_soon(self) -> None:
-        if not self._armed:
-            self._armed = True
-            self._loop.call_later(SWEEP_EVERY, self._sweep)
-
-    def _sweep(self) -> None:
-        self._armed = False
-        strays = _strays()
-        if strays:
-            self._reap(strays)
-        if strays or _running:
-            self.sweep_soon()
-
-    def _reap(self, strays: Sequence[int]) -> None:
-        """Reap zombies that nobody else has reaped, after a while.
-
-        Those of our own session may be a plug-in's, which may still wait for them. So
-        may others, if it has given them a session, but then its event loop is quick.
-        """
-        now, own, seen = self._loop.time(), os.getsid(0), self._seen
-        self._seen = {}
-        for pid in strays:
-            with suppress(OSError):
-                process = read_process(pid)
-                since = seen.get((pid, process.started), now)
-                patience = STRANGERS_AFTER if process.session == own else ZOMBIES_AFTER
-                if process.state != "Z":
-                    continue
-                if now - since < patience:
-                    self._seen[pid, process.started] = since
-                else:
-                    os.waitpid(pid, os.WNOHANG)
 
 
 def _make_group(number: int, undo: ExitStack) -> cgroups.Group | None:
@@ -384,21 +337,6 @@ async def all_ended() -> None:
     endings = [p._ending for p in _running.values() if p._ending is not None]
     if endings:
         await asyncio.wait(endings)
-
-
-def _strays() -> list[int]:
-    """The daemon's children that it has not started as programs."""
-    pid = os.getpid()
-    try:
-        # Asked after each program, so without Python's file objects.
-        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            children = os.read(fd, READ_SIZE).split()
-        finally:
-            os.close(fd)
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [p.pid for p in read_table() if p.parent == pid and p.pid not in _running]
-    return [child for child in map(int, children) if child not in _running]
 
 
 def _signal(processes: Sequence[Process], number: int) -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     {"jobs", "config"},
     {"dispatch", "replies", "facts", "registry", "systemd", "logs", "watch", "memory", "usage"},
     {"interfaces", "users", "processes", "output"},
-    {"live", "spool", "masking", "environment"},
+    {"live", "spool", "masking", "environment", "reaper"},
     {"placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable"},
     {"destination"},

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ngcp_task_agent import processes
+from ngcp_task_agent import processes, reaper
 from ngcp_task_agent.processes import all_ended
 
 from .alone import ROOT, descendants, in_own_process, names, zombies
@@ -100,7 +100,7 @@ async def test_orphans_are_reaped_while_a_plug_in_s_subprocess_runs(loop):
 @in_own_process
 async def test_an_orphan_of_a_plug_in_s_subprocess_is_reaped(loop):
     """Adopted like all others: in a daemon that runs for months it must not pile up."""
-    processes.STRANGERS_AFTER = 0.5
+    reaper.STRANGERS_AFTER = 0.5
     plugin = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.2 & exit 7")
     assert await plugin.wait() == 7
     assert len(descendants()) == 1
