@@ -12,7 +12,6 @@ it could have come from.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import itertools
 import logging
@@ -24,7 +23,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 
-from . import cgroups
+from . import cgroups, namespaces, proctable, starter
+from .account import Account, draw_up
+from .confinement import Confinement
 from .pipes import Pipe, Tail
 from .proctable import Process, open_files_of, read_process, read_table, variable_of
 from .reaper import Reaper, strays
@@ -32,10 +33,10 @@ from .reaper import Reaper, strays
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
 HUNT = 0.01  # seconds at a time spent on children that fork faster than one can look
+COUNT_EVERY = 0.1  # seconds between two counts where no limit of the kernel's holds
 LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
 LOOK_SELDOM = 0.1  # seconds between them, later
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
-_PR_SET_CHILD_SUBREAPER = 36
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ _numbers = itertools.count(1)
 _running: dict[int, Program] = {}
 
 # Two more facts of the whole process, set by `adopt_orphans`.
-_delegated = ""  # where control groups can be made
+_delegation = cgroups.Delegation()
 _reaper: Reaper | None = None
 
 
@@ -65,11 +66,19 @@ class Program:
         capture: Whether stdout and stderr are pipes read by `read` and `stderr`;
             else both are the daemon's stderr.
         follow: Whether stderr is read by `read_error` as it comes.
+        confinement: The bounds within which it runs.
+
+    Attributes:
+        pid: Its number, that of its session as well.
+        account: What it has used, and whether a limit has ended it; empty until its end.
 
     Raises:
-        OSError: It could not be started; nothing is left of it.
+        OSError: It could not be started, or *confinement* not be had; nothing is left of it.
+        BrokerError: A tool for *confinement* is not installed.
         ValueError: A NUL character in an argument.
     """
+
+    account = Account()
 
     def __init__(
         self,
@@ -82,15 +91,20 @@ class Program:
         pass_fds: Sequence[int] = (),
         capture: bool = True,
         follow: bool = False,
+        confinement: Confinement = Confinement(),  # noqa: B008  it is frozen
     ) -> None:
         number = next(_numbers)
         self._loop = asyncio.get_running_loop()
         self._mark = f"{_SECRET}-{number}"
         self._known: dict[int, int] = {}  # descendants seen: pid to start time
         self._ending: asyncio.Task[None] | None = None
+        self._hurry = False
+        self._confinement = confinement
+        self._resident = 0  # the most bytes seen, of the program alone
         self.began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
         with ExitStack() as undo, ExitStack() as theirs:
-            self._group = _make_group(number, undo)
+            self._group = _make_group(number, confinement, undo)
+            self._held = _delegation.controllers if self._group else frozenset()
             stdout = Pipe(self._loop, undo, theirs) if capture else None
             stderr: Pipe | Tail | None = None
             if capture:
@@ -98,16 +112,20 @@ class Program:
             # Popen blocks until the program is running, by vfork, whose cost does not
             # grow with this process. So there is no await between start and record,
             # where a cancellation could leave a program that nobody knows of.
-            self._popen = subprocess.Popen(
-                argv,
-                stdin=stdin,
-                stdout=stdout.theirs if stdout else 2,
-                stderr=stderr.theirs if stderr else None,
-                env={**env, MARK: self._mark},
-                cwd=cwd or None,
-                umask=umask,
-                pass_fds=pass_fds,
-                start_new_session=True,
+            argv = [*confinement.prefix(self._held), *argv]
+            self._popen = starter.start(
+                lambda: subprocess.Popen(
+                    argv,
+                    stdin=stdin,
+                    stdout=stdout.theirs if stdout else 2,
+                    stderr=stderr.theirs if stderr else None,
+                    env={**env, MARK: self._mark},
+                    cwd=cwd or None,
+                    umask=umask,
+                    pass_fds=pass_fds,
+                    start_new_session=True,
+                ),
+                confinement,
             )
             undo.callback(_undo_start, self._popen)
             self._pidfd = os.pidfd_open(self._popen.pid)
@@ -119,6 +137,8 @@ class Program:
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._stdout, self._stderr = stdout, stderr
+        if confinement.pids and "pids" not in self._held and os.geteuid() == 0:
+            self._loop.call_later(COUNT_EVERY, self._count)
         sweep_soon()
 
     @property
@@ -176,7 +196,7 @@ class Program:
             if elapsed > KILL_AFTER + GIVE_UP_AFTER:
                 log.error("processes %s cannot be ended", [m.pid for m in members])
                 break
-            if elapsed > KILL_AFTER:
+            if self._hurry or elapsed > KILL_AFTER:
                 self._kill(members)
             else:
                 fresh = [m for m in members if m.pid not in termed]
@@ -264,9 +284,35 @@ class Program:
     def _holds_pipe(self, pid: int) -> bool:
         return bool(self._stdout and self._stdout.inode in open_files_of(pid))
 
+    def look(self) -> None:
+        """Remember how much memory it has, where only a look tells."""
+        if "memory" not in self._held:
+            self._resident = max(self._resident, proctable.peak_memory_of(self.pid))
+
+    def _count(self) -> None:
+        """End the tree if it is too large: the kernel limits no processes of root's."""
+        if self._pidfd < 0 or proctable.user_of(self.pid) > 0:
+            return
+        if len(self._group.pids() if self._group else self._members()) > self._confinement.pids:
+            reason = f"more than {self._confinement.pids} processes (limits.pids)"
+            self.account = Account(limit_hit=reason)
+            self._hurry = True
+            self._start_ending()
+        else:
+            self._loop.call_later(COUNT_EVERY, self._count)
+
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        code = self._popen.poll()
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else has reaped it, and knows its exit code
+            self._popen.returncode = 0
+        else:
+            if pid:
+                code = self._popen.returncode = os.waitstatus_to_exitcode(status)
+                bill = draw_up(usage, code, self._resident, self._group, self._confinement)
+                self.account = bill._replace(limit_hit=self.account.limit_hit or bill.limit_hit)
+        code = self._popen.returncode
         self._exited.set_result(-signal.SIGKILL if code is None else code)
         for pipe in (self._stdout, self._stderr):
             if isinstance(pipe, Pipe):
@@ -291,16 +337,15 @@ def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
     """Make this process the parent of all that its programs leave behind.
 
     Raises:
-        OSError: The kernel refuses (prctl(2), PR_SET_CHILD_SUBREAPER, Linux 3.4).
+        OSError: The kernel refuses (Linux 3.5 does not).
     """
-    global _delegated, _reaper
+    global _delegation, _reaper
     # What code in this process starts by itself inherits a mark that is nobody's.
     os.environ[MARK] = f"{_SECRET}-agent"
-    _delegated = cgroups.delegated()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
-    _reaper = Reaper(loop, _running)
+    _delegation = cgroups.take_over()
+    namespaces.become_subreaper()
+    starter.renounce()
+    _reaper = Reaper(loop, _running, _look)
 
 
 def sweep_soon() -> None:
@@ -313,15 +358,26 @@ def sweep_soon() -> None:
         _reaper.sweep_soon()
 
 
-def _make_group(number: int, undo: ExitStack) -> cgroups.Group | None:
-    if not _delegated:
+def _look() -> None:
+    for program in _running.values():
+        program.look()
+
+
+def _make_group(number: int, confinement: Confinement, undo: ExitStack) -> cgroups.Group | None:
+    if not _delegation.directory:
         return None
     try:
-        group = cgroups.Group(_delegated, str(number))
+        group = cgroups.Group(_delegation.directory, str(number))
     except OSError as exc:
         log.warning("no control group to be had: %s", exc)
         return None
     undo.callback(group.remove)
+    held = _delegation.controllers
+    group.limit(
+        memory=confinement.memory if "memory" in held else 0,
+        pids=confinement.pids if "pids" in held else 0,
+        cpu=confinement.cpu if "cpu" in held else 0,
+    )
     return group
 
 

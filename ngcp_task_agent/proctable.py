@@ -42,6 +42,20 @@ def read_process(pid: int) -> Process:
     return Process(pid, fields[0].decode(), parent, group, session, int(fields[19]))
 
 
+def user_of(pid: int) -> int:
+    """The number of the user it runs as; 0 as well if there is no telling."""
+    with suppress(OSError):
+        return os.stat(f"/proc/{pid}").st_uid
+    return 0
+
+
+def peak_memory_of(pid: int) -> int:
+    """The most resident bytes it has had since its exec; 0 if there is no telling."""
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/status", "rb") as file:
+        return int(file.read().partition(b"VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+    return 0
+
+
 def variable_of(pid: int, name: str) -> str:
     """A variable of its environment at its start; empty if there is none, or no telling."""
     with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
@@ -50,15 +64,6 @@ def variable_of(pid: int, name: str) -> str:
             if key == name.encode():
                 return value.decode("ascii", "replace")
     return ""
-
-
-def peak_of(pid: int) -> int:
-    """The most resident bytes it has had so far; 0 if there is no telling."""
-    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def open_files_of(pid: int) -> set[int]:

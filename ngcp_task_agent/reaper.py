@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from .pipes import READ_SIZE
@@ -27,11 +27,15 @@ class Reaper:
     Args:
         loop: Where the time passes.
         running: Pids that have somebody who waits for them; looked at each time.
+        look: Called at each sweep, too.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, running: Collection[int]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, running: Collection[int], look: Callable[[], None]
+    ) -> None:
         self._loop = loop
         self._running = running
+        self._look = look
         self._armed = False
         self._seen: dict[tuple[int, int], float] = {}  # strangers' zombies: since when
 
@@ -43,6 +47,7 @@ class Reaper:
 
     def _sweep(self) -> None:
         self._armed = False
+        self._look()
         left = strays(self._running)
         if left:
             self._reap(left)

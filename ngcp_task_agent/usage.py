@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from .proctable import peak_of, read_table
+from .proctable import peak_memory_of, read_table
 
 
 class Usage(NamedTuple):
@@ -63,4 +63,4 @@ def _usages(pids: Iterable[int]) -> Iterator[Usage]:
             process = psutil.Process(pid)
             with process.oneshot():
                 times, memory = process.cpu_times(), process.memory_info().rss
-            yield Usage(sum(times[:4]), memory, peak_of(pid))
+            yield Usage(sum(times[:4]), memory, peak_memory_of(pid))

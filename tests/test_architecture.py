@@ -19,9 +19,10 @@ FLOORS = [
     {"jobs", "config"},
     {"dispatch", "replies", "facts", "registry", "systemd", "logs", "watch", "memory", "usage"},
     {"interfaces", "users", "processes", "output"},
-    {"live", "spool", "masking", "environment", "reaper"},
+    {"starter", "account"},
+    {"live", "spool", "masking", "environment", "reaper", "confinement"},
     {"placeholders"},
-    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable"},
+    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"},
     {"destination"},
     {"errors"},
 ]
@@ -29,7 +30,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 SHELVES = {"backends", "brokers", "storage", "nodes"}
 # All of this package that a plug-in may import, ours as well as a third party's.
 FOR_PLUG_INS = {"interfaces", "processes", "users", "options", "messages", "destination",
-                "errors", "yamlfile", "placeholders", "environment"}  # fmt: skip
+                "errors", "yamlfile", "placeholders", "environment", "confinement"}  # fmt: skip
 ADDRESSES = {
     "redis": "backends/redis*.py",
     "yaml": "yamlfile.py",

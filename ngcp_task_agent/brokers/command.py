@@ -16,6 +16,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
+from ..confinement import read_confinement
 from ..environment import Environment
 from ..errors import BrokerError, MessageError
 from ..interfaces import Job, Output
@@ -43,6 +44,7 @@ class CommandBroker:
     - ``stdin``: ``none`` or ``data`` (the request's data)
     - ``ok_exit_codes``: default ``[0]``
     - ``max_output``: bytes of stdout, default 64 MiB
+    - ``limits``, ``private_tmp``, ``no_new_privileges``, ``read_only_paths``: see `confinement`
     """
 
     def __init__(self, options: Options) -> None:
@@ -56,6 +58,7 @@ class CommandBroker:
         self._stdin = options.text("stdin", "none", choices=("none", "data"))
         self._ok = _exit_codes(options)
         self._max_output = options.size("max_output", MAX_OUTPUT)
+        self._confinement = read_confinement(options)
         if not os.path.isabs(self._cwd):
             options.problem("cwd", repr(self._cwd), "an absolute path")
         if "/" in self._run and not os.path.isabs(self._run):
@@ -66,13 +69,19 @@ class CommandBroker:
         try:
             errors = await self._read(program, output)
             code = await program.wait()
-            output.exited(code)
         except asyncio.CancelledError:
             await program.end()
-            output.exited(program.returncode)
             raise
         finally:
             program.finish()  # never holds up the answer
+            if program.returncode is not None:
+                output.exited(
+                    program.returncode,
+                    cpu_seconds=program.account.cpu_seconds,
+                    peak_memory=program.account.peak_memory,
+                )
+        if program.account.limit_hit:
+            raise BrokerError(program.account.limit_hit)
         if code not in self._ok:
             if len(errors) >= ERRORS_KEPT:  # cut, and so perhaps in the middle of a secret
                 errors = errors.partition(b"\n")[2]
@@ -114,13 +123,13 @@ class CommandBroker:
         user = await find_user(self._as_user, self._as_group)
         env = self._variables(job, user)
         output.hide(env)
-        if user.switch:
+        if user.switch or self._confinement.has_prefix:
             argv = [*user.switch, _found(self._run, env["PATH"]), *argv[1:]]
         try:
             with _stdin(job, self._stdin) as stdin:
                 program = Program(
                     argv, env, cwd=self._cwd, umask=self._umask or 0, stdin=stdin,
-                    follow=output.followed or output.masks,
+                    follow=output.followed or output.masks, confinement=self._confinement,
                 )  # fmt: skip
         except OSError as exc:
             what = self._cwd if exc.filename == self._cwd else self._run

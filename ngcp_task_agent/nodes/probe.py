@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from ..confinement import Confinement
 from ..processes import Program
 
 LONGEST = 64 * 1024  # bytes of output that are looked at
@@ -30,7 +31,8 @@ async def probe(argv: Sequence[str], limit: float) -> tuple[int, str]:
     Raises:
         OSError: Not startable, or it took too long (`TimeoutError`).
     """
-    program = Program(argv, _ENV, cwd="/")
+    # No job: the administrator's own program, which may need sudo or the like.
+    program = Program(argv, _ENV, cwd="/", confinement=Confinement(no_new_privileges=False))
     output = b""
     try:
         async with asyncio.timeout(limit):

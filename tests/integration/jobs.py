@@ -14,7 +14,7 @@ class Kept:
         self.value = None
         self.followed = self.masks = False
         self.errors = b""
-        self.code = None
+        self.user = self.pid = self.code = self.cpu_seconds = self.peak_memory = None
 
     async def write(self, piece):
         self.pieces.append(piece)
@@ -24,12 +24,6 @@ class Kept:
 
     async def progress(self, piece):
         pass
-
-    def runs_as(self, user, pid=None):
-        self.user, self.pid = user, pid
-
-    def exited(self, code, **usage):
-        self.code = code
 
     def hide(self, variables):
         pass
@@ -42,6 +36,12 @@ class Kept:
 
     def result(self, value):
         self.value = value
+
+    def runs_as(self, user, pid=None):
+        self.user, self.pid = user, pid
+
+    def exited(self, code, *, cpu_seconds=None, peak_memory=None):
+        self.code, self.cpu_seconds, self.peak_memory = code, cpu_seconds, peak_memory
 
     @property
     def text(self):

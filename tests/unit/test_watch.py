@@ -99,14 +99,15 @@ async def test_a_directory_that_comes_later_is_told_and_can_be_added(tmp_path):
         await until(lambda: told.count == 2)
 
 
-async def test_after_close_nothing_is_told(tmp_path):
+async def test_after_close_nothing_is_told(tmp_path, monkeypatch):
     """Not even what was about to be; and it may be closed again."""
+    monkeypatch.setattr(watch, "SETTLE", 0.5)
     before = len(os.listdir("/proc/self/fd"))
     async with Told(tmp_path) as told:
         tmp_path.joinpath("a.yml").write_text("a")
         await asyncio.sleep(0.005)
         told.watch.close()
 
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.6)
         assert told.count == 0
     assert len(os.listdir("/proc/self/fd")) == before
