@@ -195,6 +195,7 @@ class Loader:
             parsed.max_queued,
             parsed.mask,
             gate,
+            parsed.arguments,
         )  # fmt: skip
         notes = [*parsed.broker_options.notes, *parsed.backend_options.unknown()]
         self._built[document.file] = _Built(document.text, task, notes)

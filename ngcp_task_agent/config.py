@@ -20,6 +20,7 @@ from .logs import FORMATS, LEVELS
 from .messages import MAX_REQUEST
 from .options import Options
 from .replies import CHUNK_SIZE
+from .schemas import Schema, read_schema
 
 CONFIG_DIR = "/etc/ngcp-task-agent"
 STATE_DIR = "/var/lib/ngcp-task-agent"
@@ -115,6 +116,7 @@ class TaskFile:
     max_running: int
     max_queued: int
     mask: tuple[str, ...]
+    arguments: Schema | None
 
 
 def read_directory(directory: str) -> Files:
@@ -193,6 +195,7 @@ def read_task(options: Options, stem: str) -> TaskFile:
         max_running=options.integer("max_running", MAX_RUNNING, minimum=1),
         max_queued=options.integer("max_queued", MAX_QUEUED),
         mask=_mask(options, broker_options),
+        arguments=read_schema(options, "arguments"),
     )
     options.close()
     return task

@@ -14,11 +14,13 @@ from .destination import Node
 from .errors import NotForThisNode, Rejected
 from .interfaces import Broker, Delivery, Job
 from .messages import Request
+from .schemas import Schema
 
 TIMEOUT = 9.5  # seconds from accepted; clients stop listening after 10
 MAX_RUNNING = 16  # jobs of one task side by side
 MAX_QUEUED = 1000  # jobs of one task waiting
 MAX_HELD = 32 * 1024 * 1024  # bytes of requests at work; in memory they take many times that
+EXTRA_ARGS = "extra_args"  # in `data`: words for the program, protocol 5.8
 LOCAL = "local"  # the backend through which the administrator reaches every task
 
 
@@ -96,6 +98,7 @@ class Task:
         max_queued: Jobs waiting.
         mask: Names of what must not get out: variables, and ``data.…`` of the request.
         gate: Where jobs wait; the same for every version of the file.
+        arguments: What a request's `data` has to be; None for anything.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Task:
     max_queued: int = MAX_QUEUED
     mask: Collection[str] = ()
     gate: Gate = field(default_factory=Gate)
+    arguments: Schema | None = None
 
     def adjust_gate(self) -> None:
         """Make the limits those of this version of the file; in the event loop only."""
@@ -212,10 +216,12 @@ class Dispatcher:
         if self._held and self._held + size > MAX_HELD:
             raise _refusal(request, node, local, "the requests at work are too large together")
         wishes, fault = _wishes(request.options, task)
+        if task.arguments is not None:
+            fault = fault or task.arguments.fault(request.data)
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
         job = Job(
-            request.task, request.uuid, request.src, request.data, request.arguments(),
+            request.task, request.uuid, request.src, request.data, _arguments(request, task),
             request.options,
         )  # fmt: skip
         self._held += size
@@ -234,6 +240,18 @@ def _refusal(request: Request, node: Node, local: bool, reason: str) -> Exceptio
     if request.dst.names(node, local):
         return Rejected(reason)
     return NotForThisNode() if reason.startswith("unknown task") else Crowded(reason)
+
+
+def _arguments(request: Request, task: Task) -> dict[str, Any]:
+    """`data` as a mapping; without `extra_args` where the task's schema does not name it.
+
+    Whoever types a task's arguments has said all it takes. The words that every task
+    takes otherwise would be a way around it, also where the schema is silent.
+    """
+    arguments = request.arguments()
+    if task.arguments is None or task.arguments.names(EXTRA_ARGS):
+        return arguments
+    return {key: value for key, value in arguments.items() if key != EXTRA_ARGS}
 
 
 def _wishes(options: Mapping[str, Any], task: Task) -> tuple[Wishes, str]:

@@ -78,7 +78,7 @@ class OwnTasks:
             {
                 "name": task.name,
                 "description": task.description,
-                "arguments": None,
+                "arguments": task.arguments.given if task.arguments else None,
                 "timeout": task.timeout,
                 "run_timeout": task.run_timeout,
                 "max_running": task.gate.max_running,

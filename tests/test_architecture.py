@@ -20,7 +20,7 @@ FLOORS = [
     {"dispatch", "replies", "facts", "registry", "systemd", "logs", "watch", "memory", "usage"},
     {"interfaces", "users", "processes", "output"},
     {"starter", "account"},
-    {"live", "spool", "masking", "environment", "reaper", "confinement"},
+    {"live", "spool", "masking", "environment", "reaper", "confinement", "schemas"},
     {"placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"},
     {"destination"},
@@ -38,6 +38,8 @@ ADDRESSES = {
     "json": "nowhere: use messages.py",
     "psutil": "usage.py",
     "click": "cli/*.py",
+    "jsonschema": "schemas.py",
+    "referencing": "schemas.py",
     "uvloop": "cli/serve.py",
     "setproctitle": "cli/serve.py",
 }

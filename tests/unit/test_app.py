@@ -137,6 +137,9 @@ def test_an_unknown_key_of_a_backend_is_a_warning_only(place):
         ("backend: local\n", "broker: found nothing; expected the broker's name"),
         (TASK.replace("/bin/true", "bin/true"), "broker_options.run: found 'bin/true'; expected "
          "an absolute path, or a name found in PATH"),
+        (TASK.replace("/bin/true", "'/bin/{data.program}'"), "broker_options.run: found "
+         "'/bin/{data.program}'; expected a program that no client chooses"),
+        (TASK + "arguments: 7\n", "arguments: found 7; expected a JSON Schema"),
         (TASK.replace("true}", "true, cwd: x}"), "broker_options.cwd: found 'x'; expected an "
          "absolute path"),
         (TASK.replace("true}", "true, umask: '9'}"), "broker_options.umask: found '9'; expected "
@@ -160,6 +163,49 @@ def test_a_mistake_in_a_task_is_told_and_harms_no_other(place, text, problem):
 
     assert problems[0].startswith(f"tasks/bad.yml: {problem}")
     assert list(setup.tasks) == ["good"]
+
+
+TYPED = TASK + "arguments: {properties: {host: {type: string}}, required: [host]}\n"
+
+
+def test_a_task_has_the_schema_of_its_file(place):
+    """As it stands there: a client can draw a form from it."""
+    place.write("tasks/ping.yml", TYPED)
+    place.write("tasks/pong.yml", TASK)
+
+    setup, problems = place.load()
+
+    given = {"properties": {"host": {"type": "string"}}, "required": ["host"]}
+    assert problems == []
+    assert setup.tasks["ping"].arguments.given == given
+    assert setup.tasks["ping"].arguments.fault({}).startswith("data.host: ")
+    assert setup.tasks["pong"].arguments is None
+
+
+def test_a_mistake_in_a_schema_keeps_the_last_good_version(place):
+    """As any other mistake does."""
+    place.write("tasks/ping.yml", TYPED)
+    good = place.load()[0].tasks["ping"]
+
+    place.write("tasks/ping.yml", TYPED.replace("string", "text"))
+    setup, problems = place.load()
+
+    assert setup.tasks["ping"] is good
+    assert [problem.partition(": found")[0] for problem in problems] == [
+        "tasks/ping.yml: arguments.properties.host.type"
+    ]
+
+
+def test_what_a_schema_does_not_check_is_warned_of(place):
+    """By `check` and in the log."""
+    place.write("tasks/ping.yml", TYPED.replace("required", "requried"))
+
+    setup, problems = place.load()
+
+    assert problems == []
+    assert list(map(str, setup.warnings)) == [
+        "tasks/ping.yml: arguments.requried: found an unknown keyword; expected 'required'"
+    ]
 
 
 @pytest.mark.parametrize("env", ["{1: x}", "{ON: x}", "{1: [x]}", "{YES: 1}"])

@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from ngcp_task_agent.dispatch import LOCAL, Crowded, Dispatcher, Gate
 from ngcp_task_agent.errors import NotForThisNode, Rejected
 from ngcp_task_agent.interfaces import Delivery
 from ngcp_task_agent.messages import decode_request
+from ngcp_task_agent.schemas import Schema
 
 from ..helpers import NODE, request, task
 
@@ -321,3 +323,72 @@ def test_unknown_options_are_no_error():
     options = {"feedback_channel": "fb", "path": "/x/", "headers": '"A": 7', "timeot": 0}
 
     assert admit(dispatcher(), dst="prx01a", options=options).fault == ""
+
+
+# Whether its arguments fit
+
+HOST = Schema({"properties": {"host": {"type": "string"}}, "required": ["host"]})
+MISFITS = [None, {}, {"host": 7}, '{"host": null}', "host", 7, [{"host": "a"}]]
+
+
+@pytest.mark.parametrize("data", MISFITS)
+@pytest.mark.parametrize("dst", NAMED)
+def test_arguments_that_do_not_fit_are_rejected_where_this_node_is_named(dst, data):
+    """Before `accepted`; the reason names the place."""
+    with pytest.raises(Rejected, match=r"^data(\.host)?: found .*; expected "):
+        admit(dispatcher(task(arguments=HOST)), dst=dst, data=data)
+
+
+@pytest.mark.parametrize("data", MISFITS)
+@pytest.mark.parametrize("dst", SILENT)
+def test_arguments_that_do_not_fit_on_a_wildcard_are_accepted_and_fail(dst, data):
+    """Protocol 5.2: a wildcard is never rejected."""
+    admission = admit(dispatcher(task(arguments=HOST)), dst=dst, data=data)
+
+    assert admission.fault.startswith("data")
+
+
+@pytest.mark.parametrize("dst", ELSEWHERE)
+def test_other_peoples_arguments_are_not_looked_at(dst):
+    """They are not for this node, fitting or not."""
+    with pytest.raises(NotForThisNode):
+        admit(dispatcher(task(arguments=HOST)), dst=dst, data=7)
+
+
+@pytest.mark.parametrize("data", [{"host": "a", "more": 1}, '{"host": "a", "more": 1}'])
+@pytest.mark.parametrize("dst", ["*", "prx01a"])
+def test_arguments_that_fit_are_admitted(dst, data):
+    """As an object and as text, and with what the schema does not forbid."""
+    admission = admit(dispatcher(task(arguments=HOST)), dst=dst, data=data)
+
+    assert admission.fault == ""
+    assert (admission.job.data, admission.job.arguments) == (data, {"host": "a", "more": 1})
+
+
+def test_bad_options_are_told_before_bad_arguments():
+    """One mistake at a time."""
+    options = {"feedback_channel": "fb", "timeout": -1}
+
+    with pytest.raises(Rejected, match=r"^options\.timeout"):
+        admit(dispatcher(task(arguments=HOST)), dst="prx01a", data=7, options=options)
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken"),
+    [
+        (None, True),
+        (Schema({"properties": {"extra_args": {"type": "string"}}}), True),
+        (Schema({"properties": {"host": {}}}), False),
+        (Schema({}), False),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_extra_args_of_a_typed_task_are_those_its_schema_names(schema, taken, as_text):
+    """Else they were a way around it."""
+    data = {"host": "a", "extra_args": "-rf /"}
+
+    one = dispatcher(task(arguments=schema))
+    job = admit(one, data=json.dumps(data) if as_text else data).job
+
+    assert ("extra_args" in job.arguments) is taken
+    assert job.arguments["host"] == "a"
