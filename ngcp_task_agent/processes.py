@@ -57,7 +57,8 @@ class Program:
     """A started program, the leader of its own session.
 
     Args:
-        argv: Program (name or path) and its arguments; never a shell.
+        argv: Program (name or path) and its arguments, as bytes where the locale of
+            the daemon is to have no say; never a shell.
         env: The whole environment; `MARK` is added.
         cwd: Directory to start in; empty for the daemon's.
         umask: File mode mask; -1 for the daemon's.
@@ -82,7 +83,7 @@ class Program:
 
     def __init__(
         self,
-        argv: Sequence[str],
+        argv: Sequence[str | bytes],
         env: Mapping[str, str],
         *,
         cwd: str = "",

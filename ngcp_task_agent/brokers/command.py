@@ -2,7 +2,8 @@
 Runs a program; what it prints is the answer.
 
 No shell anywhere: the program gets an argument vector. The administrator's `args`
-come first, the client's `extra_args` after them, word by word.
+come first, with the client's values in the places made for them, and its `extra_args`
+after them, word by word.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..environment import Environment
 from ..errors import BrokerError, MessageError
 from ..interfaces import Job, Output
 from ..options import Options
+from ..placeholders import Template
 from ..processes import Program
 from ..users import User, find_user
 
@@ -36,7 +38,9 @@ class CommandBroker:
     """Broker options, all but `run` optional:
 
     - ``run``: the program, a path or a name found in PATH
-    - ``args``: a list taken as it is, or one text split as a POSIX shell splits it
+    - ``args``: a list taken as it is, or one text split as a POSIX shell splits it; in a
+      word, ``{data.host}`` stands for that value of the request, which never ends the word
+    - ``allow_options``: whether such a value may start with ``-``
     - ``as_user``, ``as_group``: who runs it, with the user's supplementary groups
     - ``env``, ``env_files``: added to the clean environment (PATH, HOME, USER, LOGNAME,
       LANG and NGCP_TASK_UUID, NGCP_TASK_NAME, NGCP_TASK_SRC); see `environment`
@@ -49,7 +53,8 @@ class CommandBroker:
 
     def __init__(self, options: Options) -> None:
         self._run = options.text("run", required="the program to run")
-        self._args = options.words("args")
+        self._args = [Template(word) for word in options.words("args")]
+        self._allow_options = options.flag("allow_options")
         self._as_user = options.text("as_user")
         self._as_group = options.text("as_group")
         self._environment = Environment(options)
@@ -63,6 +68,9 @@ class CommandBroker:
             options.problem("cwd", repr(self._cwd), "an absolute path")
         if "/" in self._run and not os.path.isabs(self._run):
             options.problem("run", repr(self._run), "an absolute path, or a name found in PATH")
+        if Template(self._run).paths:
+            expected = "a program that no client chooses; placeholders belong into args"
+            options.problem("run", repr(self._run), expected)
 
     async def run(self, job: Job, output: Output) -> None:
         program = await self._start(job, output)
@@ -119,7 +127,8 @@ class CommandBroker:
         """Nothing outlives a job."""
 
     async def _start(self, job: Job, output: Output) -> Program:
-        argv = [self._run, *self._args, *_extra_args(job)]
+        words = [self._filled(word, job, output) for word in self._args]
+        argv: list[str | bytes] = [self._run, *map(_as_bytes, words + _extra_args(job))]
         user = await find_user(self._as_user, self._as_group)
         env = self._variables(job, user)
         output.hide(env)
@@ -140,6 +149,18 @@ class CommandBroker:
             raise BrokerError(f"cannot start {self._run}: {exc}") from exc
         output.runs_as(user.name, program.pid)
         return program
+
+    def _filled(self, word: Template, job: Job, output: Output) -> str:
+        if not self._allow_options:
+            for path, value in zip(word.paths, word.values(job.arguments), strict=True):
+                # Wherever it stands: an option may follow "--host=", too, for whoever reads it.
+                if value.startswith("-"):
+                    found = output.masked(value)[:60]
+                    raise BrokerError(
+                        f"data.{path}: found {found!r}, which starts with '-'; expected a value "
+                        "that cannot be taken for an option (allow_options)"
+                    )
+        return word.fill(job.arguments)
 
     def _variables(self, job: Job, user: User) -> dict[str, str]:
         return {
@@ -163,6 +184,14 @@ def _exit_codes(options: Options) -> frozenset[int]:
         else:
             options.problem("ok_exit_codes", repr(text), "whole numbers from 0 to 255")
     return frozenset(codes)
+
+
+def _as_bytes(word: str) -> bytes:
+    # The locale of the daemon would decide, and may know no such character.
+    try:
+        return word.encode()
+    except UnicodeEncodeError:
+        raise BrokerError(f"{word[:60]!r} is no text: half of a surrogate pair") from None
 
 
 def _extra_args(job: Job) -> list[str]:
