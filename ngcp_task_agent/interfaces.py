@@ -108,7 +108,8 @@ class Job:
         uuid: The request's uuid; not necessarily a UUID, not necessarily unique.
         src: The client's host name, as it claims.
         data: The request's `data`, as it came.
-        arguments: `data` as a mapping; whoever may publish chose every byte.
+        arguments: `data` as a mapping; whoever may publish chose every byte, within
+            what the task's schema allows, if it has one.
         options: The request's `options`.
     """
 

@@ -62,3 +62,20 @@ def test_agent_yml_shows_the_limits_defaults(directory: Path) -> None:
 def test_an_example_is_not_live_as_shipped(name: str) -> None:
     """Installing the files runs nothing."""
     assert not name.endswith((".yml", ".yaml"))
+
+
+def test_the_command_example_with_arguments_loads(directory: Path) -> None:
+    """Taking the # away gives a typed task with a value in its args."""
+    path = directory / "tasks" / "command.yml"
+    text = path.read_text().replace("\n  args: ", "\n  #args: ", 1)
+    start, end = text.index("#arguments:"), text.index("\nbroker: ")
+    typed = text[start:end].replace("#", "", 1).replace("\n#", "\n")
+    path.write_text(text[:start] + typed + text[end:].replace('#args: [-h, "', 'args: [-h, "'))
+
+    setup = Loader(str(directory)).load()
+
+    assert (setup.problems, setup.warnings) == ([], [])
+    schema = setup.tasks["disk_usage"].arguments
+    assert schema is not None
+    assert schema.fault({"path": "/var"}) == ""
+    assert schema.fault({"path": "-x"}).startswith("data.path: ")
