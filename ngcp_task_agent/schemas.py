@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import graphlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # A request is checked in the event loop, where everybody waits for it.
 MAX_VALUES = 10_000  # values in one request's data
+# The library recurses, some ten calls a level; and where its Rust part finds the stack used
+# up, it panics.
+MAX_LEVELS = 32  # in one request's data
+MAX_PATH = 60  # words of the longest path in a schema
 MAX_FAULTS = 20  # mistakes among which the most telling one is looked for
 LENGTH = 300  # characters of a reason
 _SHOWN = 60  # characters of one value, or name, in it
@@ -82,25 +87,27 @@ class Schema:
             data: As on the wire: a string holds JSON; nothing is an empty object where
                 the schema does not allow null.
         """
-        try:
-            if isinstance(data, str):
+        if isinstance(data, str):
+            try:
                 data = decode(data)
-        except MessageError:
-            return "data: found a string that is not JSON; expected JSON"
-        if data is None and not self._null:
-            data = {}
-        if not self._any_type and not isinstance(data, dict):
-            return f"data: found {_found(data)}; expected an object"
-        if _is_large(data):
-            return f"data: found more than {MAX_VALUES} values; expected fewer"
+            except MessageError:
+                return "data: found a string that is not JSON; expected JSON"
         try:
-            errors = list(itertools.islice(self._validator.iter_errors(data), MAX_FAULTS))
-            return _line(*_describe(_best(errors))) if errors else ""
-        except RecursionError:
-            return "data: found values nested too deeply; expected fewer levels"
-        except Exception as exc:
+            return self._check({} if data is None and not self._null else data)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # a panic is no Exception
             # Somebody else's code on a stranger's values; who cannot be checked is not let in.
             return _line((), f"what cannot be checked ({type(exc).__name__}: {exc})", "less")
+
+    def _check(self, data: Any) -> str:
+        if not self._any_type and not isinstance(data, dict):
+            return _line((), _found(data), "an object")
+        excess = _excess(data)
+        if excess:
+            return _line((), excess, "fewer")
+        errors = list(itertools.islice(self._validator.iter_errors(data), MAX_FAULTS))
+        return _line(*_describe(_best(errors))) if errors else ""
 
 
 def read_schema(options: Options, key: str) -> Schema | None:
@@ -116,10 +123,9 @@ def read_schema(options: Options, key: str) -> Schema | None:
         remarks = list(_mistakes(given))
         schema = None if remarks else Schema(given)
         doubts = [] if remarks else list(_doubts(given))
-    except RecursionError:
-        # So is a $ref that leads to itself, which is found by trying.
-        remarks, schema = [_Remark((), "schemas nested without end", "fewer levels")], None
-    except Exception as exc:  # of the library's, for which there is no list
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:  # of the library's, for which there is no list; or a panic
         remarks, schema = [_Remark((), f"what cannot be read ({exc})", "a JSON Schema")], None
     for path, found, expected in remarks:
         options.problem(".".join((key, *path)), found, expected)
@@ -143,6 +149,9 @@ def _mistakes(given: Any) -> Iterator[_Remark]:
         encode(given)
     except MessageError as exc:
         yield _Remark((), str(exc), "values that JSON has a form for")
+        return
+    if _depth(given) > MAX_PATH:
+        yield _Remark((), f"more than {MAX_PATH} levels", "fewer")
         return
     if str(given.get("$schema", DRAFT)).rstrip("#") != DRAFT:
         yield _Remark(("$schema",), describe(given["$schema"]), f"{DRAFT}, or nothing")
@@ -183,7 +192,8 @@ def _bad_references(given: dict[str, Any]) -> Iterator[_Remark]:
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
-    checked = {id(schema) for _, schema in _subschemas(given)}
+    # A schema, and those that are asked about the same value on its behalf.
+    asked = {id(schema): {id(one) for one in _beside(schema)} for _, schema in _subschemas(given)}
     registry: Registry[Any] = Registry()  # without a way to fetch anything
     resolvers: dict[tuple[str, ...], Any] = {}
     top = registry.resolver_with_root(DRAFT202012.create_resource(given))
@@ -201,8 +211,14 @@ def _bad_references(given: dict[str, Any]) -> Iterator[_Remark]:
                     target = resolvers[path].lookup(schema[word]).contents
                 except (Unresolvable, LookupError, ValueError, TypeError):
                     target = None
-                if not isinstance(target, bool) and id(target) not in checked:
+                if id(target) in asked:
+                    asked[id(schema)].add(id(target))
+                elif not isinstance(target, bool):
                     yield _Remark((*path, word), describe(schema[word]), expected)
+    try:
+        graphlib.TopologicalSorter(asked).prepare()
+    except graphlib.CycleError:
+        yield _Remark((), "a $ref that leads to itself", "a schema that comes to an end")
 
 
 def _doubts(given: dict[str, Any]) -> Iterator[_Remark]:
@@ -239,6 +255,15 @@ def _subschemas(
         for place, one in inner:
             if isinstance(one, dict):
                 yield from _subschemas(one, place)
+
+
+def _beside(schema: Mapping[str, Any]) -> Iterator[Any]:
+    """The schemas in *schema* that are about the same value as itself."""
+    for key in ("allOf", "anyOf", "oneOf"):
+        yield from schema.get(key, ())
+    for key in ("if", "then", "else", "not"):
+        yield schema.get(key)
+    yield from schema.get("dependentSchemas", {}).values()
 
 
 def _make_validator(given: Mapping[str, Any]) -> Validator:
@@ -301,14 +326,30 @@ def _frozen(value: Any) -> Any:
     return (bool, value) if isinstance(value, bool) else value
 
 
-def _is_large(data: Any) -> bool:
-    waiting, count = [data], 1
-    while waiting and count <= MAX_VALUES:
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            count += len(value)
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-    return count > MAX_VALUES
+def _excess(data: Any) -> str:
+    """What there is too much of; empty if *data* is of a size to be checked."""
+    count = depth = 0
+    for level in _levels(data):
+        count, depth = count + len(level), depth + 1
+        if count > MAX_VALUES:
+            return f"more than {MAX_VALUES} values"
+        if depth > MAX_LEVELS:
+            return f"more than {MAX_LEVELS} levels"
+    return ""
+
+
+def _depth(value: Any) -> int:
+    return sum(1 for _ in _levels(value))
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """The value, the values in it, the values in these, and so on."""
+    level = [value]
+    while level:
+        yield level
+        holders = [one for one in level if isinstance(one, dict | list)]
+        inner = (one.values() if isinstance(one, dict) else one for one in holders)
+        level = list(itertools.chain.from_iterable(inner))
 
 
 def _best(errors: Sequence[ValidationError]) -> ValidationError:

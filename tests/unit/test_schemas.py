@@ -109,7 +109,10 @@ def test_without_a_schema_the_library_is_not_even_loaded():
          "arguments.properties.a.$dynamicRef: found '#nowhere'; expected a place in"),
         ({"$ref": "http://["}, "arguments.$ref: found 'http://['; expected a place in"),
         ({"$id": "http://["}, "arguments: found what cannot be read ("),
-        ({"$ref": "#"}, "arguments: found schemas nested without end; expected fewer levels"),
+        ({"$ref": "#"}, "arguments: found a $ref that leads to itself; expected a schema that"),
+        ({"properties": {"a": {"$ref": "#/$defs/a"}},
+          "$defs": {"a": {"anyOf": [{"not": {"$ref": "#/$defs/a"}}, {"type": "null"}]}}},
+         "arguments: found a $ref that leads to itself; expected a schema that"),
     ],
     ids=str,
 )  # fmt: skip
@@ -158,16 +161,16 @@ def test_a_schema_may_refer_to_its_own_parts():
     assert schema(given).fault({"b": {"a": "x"}}).startswith("data.b.a: found 'x'")
 
 
-@pytest.mark.parametrize("levels", [40, 90])
-def test_a_schema_nested_deeply_is_read_or_refused(levels):
-    """And takes no other file down with it."""
-    given = {}
-    for _ in range(levels):
-        given = {"items": given}
+@pytest.mark.parametrize("word", ["items", "allOf", "properties"])
+def test_a_schema_nested_deeply_is_refused(word):
+    """The library would use up the stack, and takes no notice of who else needs the thread."""
+    wraps = {"allOf": lambda one: [one], "items": lambda one: one, "properties": lambda x: {"a": x}}
+    given, levels = {}, 0
+    while not (problems := read(given)[1]) and levels < 100:
+        given, levels = {word: wraps[word](given)}, levels + 1
 
-    made, problems, _ = read(given)
-
-    assert (made is None) is bool(problems)
+    assert problems == ["t.yml: arguments: found more than 60 levels; expected fewer"]
+    assert 28 < levels < 62
 
 
 def test_a_schema_that_holds_itself_is_no_json():
@@ -329,8 +332,7 @@ def deep(levels, key=None):
     [
         ({"properties": {"a": {"$ref": "#"}}}, deep(900, "a")),
         ({"properties": {"a": {"uniqueItems": True, "enum": [[[]]]}}}, {"a": deep(900)}),
-        ({"properties": {"a": {"items": {"$ref": "#/properties/b"}}, "b": {"$ref": "#/$defs/c"}},
-          "$defs": {"c": {"$ref": "#/properties/b"}}}, {"a": [1]}),
+        ({"properties": {"a": {"items": {"$ref": "#/properties/a"}}}}, {"a": deep(1000)}),
         ({"properties": {"a": {"pattern": "^(a+)+$", "maxLength": 20}}}, {"a": "a" * 5000 + "!"}),
         ({"properties": {"a": {"uniqueItems": True}}}, {"a": [{"n": n} for n in range(4900)] * 2}),
         ({"properties": {"a": {"items": {"type": "string"}}}}, {"a": list(range(MAX_VALUES - 5))}),
@@ -374,6 +376,9 @@ def test_any_data_fits_or_has_a_fault(data):
     assert one_line == "" or (one_line.isprintable() and len(one_line) <= LENGTH)
     if not (isinstance(data, dict) and "host" in data):
         assert one_line
+    untyped = schema({}).fault(data)
+    assert untyped.isprintable()
+    assert len(untyped) <= LENGTH
 
 
 @given(st.dictionaries(st.sampled_from(["host", "port"]), JSON))
@@ -386,3 +391,81 @@ def test_the_same_data_as_text_has_the_same_fault(data):
     made = schema(FULL)
 
     assert made.fault(text) == made.fault(json.loads(text))
+
+
+def test_nothing_is_fetched_even_by_a_schema_that_nobody_has_checked(monkeypatch):
+    """The library would, left to itself."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_: pytest.fail("fetched"))
+    made = schemas.Schema({"properties": {"a": {"$ref": "http://127.0.0.1:9/"}}})
+
+    assert "cannot be checked" in made.fault({"a": 1})
+
+
+@pytest.mark.parametrize("data", [[0] * MAX_VALUES, [[0] * 100] * 100, [{"a": 0}] * 5000])
+def test_data_of_very_many_values_is_not_looked_at(data):
+    """Each of them costs some microseconds, and everybody waits meanwhile."""
+    made = schema({"type": ["object", "array"]})
+
+    assert made.fault(data) == f"data: found more than {MAX_VALUES} values; expected fewer"
+    assert made.fault({"a": [0] * (MAX_VALUES - 2)}) == ""
+
+
+def test_of_many_mistakes_the_first_ones_are_enough(monkeypatch):
+    """Each is made with some effort, only to be passed over."""
+    seen = []
+    best = schemas._best
+    monkeypatch.setattr(schemas, "_best", lambda errors: seen.extend(errors) or best(errors))
+
+    made = schema({"type": "array", "items": {"type": "string"}})
+
+    assert made.fault([0] * 9000).startswith("data.")
+    assert len(seen) == schemas.MAX_FAULTS
+
+
+@pytest.mark.parametrize("levels", [32, 90, 250, 900])
+def test_data_nested_too_deeply_is_told_as_such(levels):
+    """It is the client's to mend; the library, with its stack used up, may even panic."""
+    made = schema({
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": {"oneOf": [{"type": "string"}, {"if": {}, "then": {"allOf": [{"$ref": "#b"}]}}]},
+            "b": {"$anchor": "b", "properties": {"a": {"$ref": "#/$defs/a"}}},
+        },
+    })  # fmt: skip
+
+    assert made.fault(deep(31, "a")) == ""
+    assert made.fault(deep(levels, "a")) == "data: found more than 32 levels; expected fewer"
+
+
+def test_a_panic_of_the_library_is_a_fault():
+    """It is no Exception, and nobody above expects it."""
+
+    class PanicError(BaseException):
+        pass
+
+    class Panics:
+        def iter_errors(self, data):
+            raise PanicError("__eq__ failed!")
+
+    made = schema({})
+    made._validator = Panics()
+
+    assert "found what cannot be checked (PanicError: __eq__ failed!)" in made.fault({})
+
+
+def test_a_schema_s_own_words_are_printable_in_a_reason():
+    """A line end or a change of direction would disturb the log."""
+    fault = schema({"properties": {"a": {"enum": ["\u2028\u202e\x1b"]}}}).fault({"a": 1})
+
+    assert fault.isprintable()
+
+
+def test_a_schema_that_names_its_draft_is_checked_in_the_same_way_further_down():
+    """The library chooses a class of its own at each `$schema` that it comes by."""
+    given = {
+        "$schema": schemas.DRAFT, "type": ["object", "string"], "pattern": "^x$",
+        "properties": {"a": {"$ref": "#"}},
+    }  # fmt: skip
+
+    assert schema(given).fault({"a": {"a": "x"}}) == ""
+    assert schema(given).fault({"a": {"a": "x\n"}}).startswith("data.a.a: ")
