@@ -50,6 +50,11 @@ class Template:
         self._parts.append(plain + text[at:])
         self.paths: Sequence[str] = tuple(self._parts[1::2])
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """What stands before, between and behind the placeholders; one more than `paths`."""
+        return tuple(self._parts[::2])
+
     def fill(self, arguments: Mapping[str, Any]) -> str:
         """The text with the values of *arguments* in it.
 

@@ -22,6 +22,7 @@ BUILTIN: Mapping[str, Mapping[str, str]] = {
     "brokers": {
         "command": "ngcp_task_agent.brokers.command:CommandBroker",
         "python": "ngcp_task_agent.brokers.python:PythonBroker",
+        "http": "ngcp_task_agent.brokers.http:HttpBroker",
     },
     "fact_sources": {
         "static": "ngcp_task_agent.nodes.static:StaticSource",

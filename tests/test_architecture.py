@@ -42,6 +42,8 @@ ADDRESSES = {
     "referencing": "schemas.py",
     "uvloop": "cli/serve.py",
     "setproctitle": "cli/serve.py",
+    "aiohttp": "brokers/http_client.py",
+    "yarl": "brokers/http_client.py",
 }
 SHELLS = {"system", "popen", "getoutput", "getstatusoutput", "create_subprocess_shell"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

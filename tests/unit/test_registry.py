@@ -32,7 +32,7 @@ def test_each_of_our_own_can_be_imported(kind, name):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("brokers", r"^no broker called 'comand'; known are command, python$"),
+        ("brokers", r"^no broker called 'comand'; known are command, http, python$"),
         ("backends", r"^no backend called 'comand'; known are local, redis$"),
         ("fact_sources", r"^no fact source called 'comand'; known are command, file, ngcp, static"),
     ],
