@@ -15,7 +15,8 @@ from ..errors import BrokerError
 from ..interfaces import Job, Output
 from ..options import Options
 from .http_client import Answer, Reach, exchange
-from .http_request import Body, Call, Headers, Target, method
+from .http_request import Body, Call, Headers, method
+from .http_url import Target
 
 MAX_OUTPUT = 64 * 1024 * 1024  # bytes of the body; beyond, the connection is closed
 FLOOD_SHOWN = 256 * 1024  # bytes of such a body that are sent with the error

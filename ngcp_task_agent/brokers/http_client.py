@@ -21,7 +21,8 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from ..errors import BrokerError
-from .http_request import Call, origin
+from .http_request import Call
+from .http_url import origin
 
 MAX_REDIRECTS = 5
 MAX_LINE = 8190  # bytes of the status line, and of one header

@@ -9,47 +9,30 @@ Knows no HTTP library.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote, quote_plus, unquote_to_bytes, urljoin
+from urllib.parse import urlencode, urljoin
 
 from ..errors import BrokerError, MessageError
 from ..interfaces import Job
 from ..messages import decode, encode
 from ..options import Options, describe
 from ..placeholders import Template, find
+from .http_url import origin, pattern
 
-MAX_URL = 8000  # characters; RFC 9110, 4.1 asks servers to take as many
-MAX_PATH = 2048  # characters of options.path, which an administrator's pattern looks at
 MAX_HEADER = 8000  # characters of one value; what common servers take as well
 MAX_CHOSEN = 32  # headers that one client may send along
 MAX_BODY = 1024 * 1024  # bytes; no request on the bus is longer either
 
-_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
-_AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
-_URI = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")  # RFC 3986
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
 _METHOD = re.compile(r"[A-Z][A-Z-]*")
 _PRINTABLE = re.compile(r"[ -~]*")
-_PORTS = {"http": 80, "https": 443}
 
 # These say how the message travels: two opinions on that are how requests are smuggled.
 _TRAVEL = frozenset(
-    [
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "expect",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ]
+    ("accept-encoding", "connection", "content-encoding", "content-length", "expect")
+    + ("keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection")
+    + ("te", "trailer", "transfer-encoding", "upgrade")
 )
 
 
@@ -99,98 +82,6 @@ class Call(NamedTuple):
                 raise BrokerError(f"status {status}: redirected to another server with the body")
             headers = {}
         return Call(method, url, headers, body)
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of an encoded http URL.
-
-    Raises:
-        ValueError: It is none, or holds a user's name.
-
-    >>> origin("http://LB01a/x?y")
-    ('http', 'lb01a', 80)
-    """
-    match = _URL.fullmatch(url)
-    authority = match and _AUTHORITY.fullmatch(match[2])
-    if not match or not authority or not _URI.fullmatch(url, match.end(2)):
-        raise ValueError(url)
-    if not _port_is_good(authority):
-        raise ValueError(url)
-    scheme = match[1].lower()
-    return scheme, authority[1].lower(), int(authority[2] or _PORTS[scheme])
-
-
-class Target:
-    """Where a request goes: ``url``, ``allow_path`` and ``unix_socket``'s rules for them."""
-
-    def __init__(self, options: Options) -> None:
-        url = options.text("url", required="a URL, http://… or https://…")
-        self._allowed = pattern(options, "allow_path", options.text("allow_path"))
-        self._base, self._path, self._query = "", [Template("")], Template("")
-        match = _URL.fullmatch(url)
-        if not url or match is None:
-            if url:
-                options.problem("url", describe(url), "http://… or https://…, without a fragment")
-            return
-        self._base = f"{match[1].lower()}://{match[2]}"
-        self._path = [Template(text) for text in (match[3] or "/").split("/")[1:]]
-        self._query = Template(match[4] or "")
-        self._check(options, url)
-
-    @property
-    def secure(self) -> bool:
-        """Whether it is reached by TLS."""
-        return self._base.startswith("https:")
-
-    def fill(self, job: Job) -> str:
-        """The URL for *job*.
-
-        Raises:
-            BrokerError: A value is missing or would change what the URL means, or
-                `options.path` is not what the task allows.
-        """
-        url = f"{self._base}/" + "/".join(_segment(text, job) for text in self._path)
-        query = _encoded(self._query, job, _percent)
-        chosen = self._chosen(job)
-        if chosen:
-            url = url.rstrip("/") + chosen
-        if query:
-            url += f"?{query}"
-        if len(url) > MAX_URL:
-            raise BrokerError(f"the URL would be {len(url)} characters long; at most {MAX_URL}")
-        return url
-
-    def _chosen(self, job: Job) -> str:
-        path = job.options.get("path")
-        if self._allowed is None or path is None or path == "":
-            return ""
-        if not isinstance(path, str):
-            raise BrokerError("options.path: expected a text")
-        wrong = _wrong_path(path)
-        if not wrong and "?" in path and self._query.text:
-            wrong = "a query, and the task has one of its own"
-        if not wrong and not self._allowed.fullmatch(path):
-            wrong = repr(path[:100])
-        if wrong:
-            raise BrokerError(f"options.path: found {wrong}; expected a path that the task allows")
-        return path
-
-    def _check(self, options: Options, url: str) -> None:
-        authority = self._base.partition("://")[2]
-        match = _AUTHORITY.fullmatch(authority)
-        if "@" in authority:
-            options.problem("url", "a user's name", "headers: {Authorization: …}")
-        elif Template(authority).paths:
-            options.problem("url", "a placeholder in the host", "placeholders behind it only")
-        elif match is None or not _port_is_good(match):
-            options.problem(
-                "url", f"the host {authority!r}", "a host's name or address, and a port"
-            )
-        texts = [text for part in (*self._path, self._query) for text in part.texts]
-        if not all(_URI.fullmatch(text) for text in texts):
-            options.problem("url", describe(url), "other characters percent-encoded (%20)")
-        if any(part.text in (".", "..") for part in self._path):
-            options.problem("url", describe(url), "a path without . and ..")
 
 
 class Headers:
@@ -298,8 +189,8 @@ class Body:
             return self._text.fill(job.arguments).encode()
         if self._kind == "json":
             return encode(_json(self._json, job))
-        pairs = ((_encoded(k, job, _plus), _encoded(v, job, _plus)) for k, v in self._form.items())
-        return "&".join(f"{name}={value}" for name, value in pairs).encode()
+        fill = job.arguments
+        return urlencode([(k.fill(fill), v.fill(fill)) for k, v in self._form.items()]).encode()
 
 
 def method(options: Options, default: str) -> str:
@@ -308,19 +199,6 @@ def method(options: Options, default: str) -> str:
     if not _METHOD.fullmatch(name) or name in ("CONNECT", "TRACE"):
         options.problem("method", describe(name), "GET, POST, PUT, DELETE or another in capitals")
     return name
-
-
-def pattern(options: Options, key: str, text: str) -> re.Pattern[str] | None:
-    """The regular expression *text* at *key*; None where there is none."""
-    if not text:
-        if key in options or "." in key:
-            options.problem(key, "nothing", "a regular expression")
-        return None
-    try:
-        return re.compile(text, re.ASCII)
-    except (re.error, RecursionError, OverflowError) as exc:
-        options.problem(key, f"{describe(text)} ({exc})", "a regular expression")
-        return None
 
 
 def parse_headers(value: Any) -> dict[str, str]:
@@ -365,27 +243,12 @@ def _fields_of(text: str) -> Any:
             continue
         if isinstance(fields, dict):
             return fields
-    pairs = [line.partition(":")[::2] for line in re.split(r"\r?\n", text) if line.strip()]
-    fields = {name.strip(" "): value for name, value in pairs}
-    if len(fields) < len(pairs) or not all(map(_TOKEN.fullmatch, fields)):
+    lines = [line for line in re.split(r"\r?\n", text) if line.strip()]
+    pairs = [line.partition(":")[::2] for line in lines if ":" in line]
+    fields = dict(pairs)
+    if len(fields) < len(lines) or not all(map(_TOKEN.fullmatch, fields)):
         raise BrokerError("options.headers: expected an object of names and values")
     return fields
-
-
-def _wrong_path(path: str) -> str:
-    """What is wrong with a path whatever the pattern says; "" for nothing."""
-    if len(path) > MAX_PATH:
-        return f"{len(path)} characters, more than {MAX_PATH}"
-    if not path.startswith("/") or path.startswith("//"):
-        return f"{path[:100]!r}, which does not begin with one /"
-    if not _URI.fullmatch(path):
-        return "characters that have to be percent-encoded"
-    # Some servers decode before they take steps up, know \ as / and drop what follows a ;.
-    plain = unquote_to_bytes(path.partition("?")[0])
-    if any(byte < 0x20 or byte == 0x7F for byte in unquote_to_bytes(path)):
-        return "control characters"
-    steps = (step.partition(b";")[0] for step in re.split(rb"[/\\]", plain))
-    return "a . or .. step" if any(step in (b".", b"..") for step in steps) else ""
 
 
 def _wrong_name(name: str) -> str:
@@ -394,10 +257,6 @@ def _wrong_name(name: str) -> str:
     if name.lower() in _TRAVEL or name.lower() == "host":
         return f"{name}, which says how the message travels"
     return ""
-
-
-def _port_is_good(authority: re.Match[str]) -> bool:
-    return 0 < int(authority[2] or 1) < 65536
 
 
 def _no_twins(options: Options, key: str, names: Mapping[str, Any]) -> None:
@@ -414,33 +273,6 @@ def _value(where: str, text: str) -> str:
     if len(text) > MAX_HEADER:
         raise BrokerError(f"{where}: found {len(text)} characters; at most {MAX_HEADER}")
     return text
-
-
-def _segment(template: Template, job: Job) -> str:
-    text = _encoded(template, job, _percent)
-    # Encoding does not help here: %2E%2E is a step up, too.
-    if template.paths and text in ("", ".", ".."):
-        raise BrokerError(f"data.{template.paths[0]}: found {text!r}; expected a name for the URL")
-    return text
-
-
-def _encoded(template: Template, job: Job, encoded: Callable[[str], str]) -> str:
-    texts = [encoded(text) if encoded is _plus else text for text in template.texts]
-    for number, value in enumerate(template.values(job.arguments)):
-        try:
-            texts[number] += encoded(value)
-        except UnicodeError as exc:
-            path = template.paths[number]
-            raise BrokerError(f"data.{path}: expected characters that can be sent") from exc
-    return "".join(texts)
-
-
-def _percent(value: str) -> str:
-    return quote(value, safe="")
-
-
-def _plus(value: str) -> str:
-    return quote_plus(value, safe="")
 
 
 def _json(value: Any, job: Job) -> Any:

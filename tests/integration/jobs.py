@@ -68,3 +68,9 @@ def command_broker(**fields):
 
 def python_broker(base="", **fields):
     return made(PythonBroker, fields, base)
+
+
+def http_broker(base="", **fields):
+    from ngcp_task_agent.brokers.http import HttpBroker  # its library is not needed elsewhere
+
+    return made(HttpBroker, fields, base)

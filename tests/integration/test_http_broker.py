@@ -1,0 +1,624 @@
+"""The http broker with real servers on loopback."""
+
+import asyncio
+import json
+import os
+
+import pytest
+
+from ngcp_task_agent.brokers.http import HttpBroker
+from ngcp_task_agent.brokers.http_request import MAX_BODY
+from ngcp_task_agent.errors import BrokerError
+from ngcp_task_agent.options import Options
+
+from .certificates import Authority
+from .http_server import answer, serving
+from .jobs import Kept, http_broker, job
+from .loops import both_loops
+from .waiting import until
+
+HOSTILE = [
+    "../../admin", "..", ".", "%2e%2e", "a/b", "a?b=c&d", "a#b", "@evil.example", "//evil.example",
+    "a b", "a\tb", "a\r\nX-Evil: 1", "a\nb",
+    "a%2fb", "a\\b", ";x", "a+b", "\u202egnp.exe", "ü", "\x7f",
+    "{data.word}", " ",
+]  # fmt: skip
+
+
+async def ask(broker, **fields):
+    """The text of the answer to a job."""
+    output = Kept()
+    await broker.run(job(**fields), output)
+    return output.text.decode()
+
+
+async def refusal(broker, **fields):
+    """The reason of a job that fails."""
+    with pytest.raises(BrokerError) as caught:
+        await ask(broker, **fields)
+    return str(caught.value)
+
+
+def mistakes(**fields):
+    """What is wrong with these options, as the log shows it."""
+    options = Options({"url": "http://lb01a/", **fields}, "tasks/ping.yml")
+    HttpBroker(options)
+    options.close()
+    return "\n".join(map(str, options.problems))
+
+
+@both_loops
+async def test_the_body_is_the_answer(loop):
+    """Unchanged, whatever it holds."""
+    async with serving(answer(b"\xffp\xc3\xb6ng\n")) as server:
+        output = Kept()
+        await http_broker(url=f"{server.url}/x?y=1").run(job(), output)
+
+    assert output.text == b"\xffp\xc3\xb6ng\n"
+    assert server.requests[0].line == "GET /x?y=1 HTTP/1.1"
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+async def test_a_client_of_ngcp_invalidates_a_rule_set():
+    """What it sends is in protocol.md, part 5."""
+    async with serving(answer("OK")) as server:
+        broker = http_broker(
+            url=server.url,
+            allow_path="/hm_invalidate_ruleset/",
+            allow_headers={"P-NGCP-HM-Invalidate-Rule-Set": r"\d+"},
+        )
+        path, headers = "/hm_invalidate_ruleset/", '"P-NGCP-HM-Invalidate-Rule-Set": 7'
+        said = await ask(broker, data="{}", options={"path": path, "headers": headers})
+
+    assert said == "OK"
+    assert server.requests[0].line == "GET /hm_invalidate_ruleset/ HTTP/1.1"
+    assert server.requests[0].headers["p-ngcp-hm-invalidate-rule-set"] == "7"
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+async def test_a_value_in_the_url_stays_one_value(word):
+    """It is encoded, and what no encoding makes harmless is refused."""
+    async with serving() as server:
+        broker = http_broker(url=f"{server.url}/user/{{data.word}}/x?name={{data.word}}&b=1")
+        if word in (".", ".."):
+            assert "data.word" in await refusal(broker, arguments={"word": word})
+            assert server.seen == 0
+            return
+        await ask(broker, arguments={"word": word})
+
+    path, query = server.requests[0].target.split("?")
+    start, user, encoded, end = path.split("/")
+    assert (start, user, end) == ("", "user", "x")
+    assert query == f"name={encoded}&b=1"
+    assert encoded.replace("%", "").isascii()
+    assert encoded.replace("%", "").replace(".", "").replace("-", "").isalnum()
+
+
+@pytest.mark.parametrize("values", [("", ""), (".", "."), (".", "")])
+async def test_a_step_of_the_path_is_never_empty_nor_a_step_up(values):
+    """Put together, two harmless values can be one that is not."""
+    async with serving() as server:
+        broker = http_broker(url=f"{server.url}/a/{{data.x}}{{data.y}}/b")
+
+        reason = await refusal(broker, arguments=dict(zip("xy", values, strict=True)))
+
+    assert reason.startswith("data.x: found")
+    assert server.seen == 0
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+async def test_a_value_in_a_header_stays_in_it(word):
+    """On its line, in characters that every server reads the same way."""
+    async with serving() as server:
+        broker = http_broker(url=server.url, headers={"X-Word": "<{data.word}>"})
+        if word.isascii() and word.isprintable():
+            await ask(broker, arguments={"word": word})
+            assert server.requests[0].headers["x-word"] == f"<{word}>"
+            assert "x-evil" not in server.requests[0].headers
+        else:
+            assert "printable ASCII" in await refusal(broker, arguments={"word": word})
+            assert server.seen == 0
+
+
+@pytest.mark.parametrize("word", HOSTILE + ['", "admin": true, "x": "', "a&admin=1"])
+async def test_a_value_in_json_or_a_form_stays_in_it(word):
+    """What a value holds is no syntax."""
+    async with serving() as server:
+        fields = {"user": "{data.word}", "note": "<{data.word}>", "n": 7}
+        await ask(http_broker(url=server.url, json=fields), arguments={"word": word})
+        await ask(http_broker(url=server.url, form={"u": "{data.word}"}), arguments={"word": word})
+
+    as_json, as_form = server.requests
+    assert json.loads(as_json.body) == {"user": word, "note": f"<{word}>", "n": 7}
+    assert as_json.line.startswith("POST ")
+    assert as_json.headers["content-type"] == "application/json"
+    assert as_form.body.startswith(b"u=")
+    assert b"&" not in as_form.body
+    assert as_form.headers["content-type"] == "application/x-www-form-urlencoded"
+
+
+async def test_json_may_be_the_data_or_parts_of_any_type():
+    """A placeholder alone keeps the type of its value."""
+    arguments = {"ids": [1, {"a": None}], "on": True}
+    async with serving() as server:
+        await ask(http_broker(url=server.url, json="{data}"), arguments=arguments)
+        await ask(
+            http_broker(url=server.url, json=["{data.ids}", "{data.on}"]), arguments=arguments
+        )
+        broker = http_broker(url=server.url, json={"a": "{data.missing}"})
+        reason = await refusal(broker, arguments=arguments)
+
+    assert [json.loads(r.body) for r in server.requests] == [arguments, [[1, {"a": None}], True]]
+    assert reason == "data.missing: found nothing; expected a value"
+
+
+async def test_a_body_is_text_with_values():
+    """As long as a request may be, and no longer."""
+    async with serving() as server:
+        broker = http_broker(
+            url=server.url, method="PUT", body="a={data.a}\n", headers={"Content-Type": "text/x"}
+        )
+        await ask(broker, arguments={"a": "ü"})
+        await ask(broker, arguments={"a": "x" * (MAX_BODY - 3)})
+        reason = await refusal(broker, arguments={"a": "x" * MAX_BODY})
+
+    assert server.requests[0].line == "PUT / HTTP/1.1"
+    assert server.requests[0].body == "a=ü\n".encode()
+    assert server.requests[0].headers["content-type"] == "text/x"
+    assert len(server.requests[1].body) == MAX_BODY
+    assert reason == f"the body would be {MAX_BODY + 3} bytes long; at most {MAX_BODY}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hm", "//evil.example/", "http://evil.example/", "/../admin", "/a/%2e%2e/b", "/a/..%2fb",
+        "/a/..;x/b", "/a/..%5cb", "/a/.", "/a#b", "/a b", "/a\r\nX: 1", "/%0d%0aX", "/%00",
+        "/ü", "/a%2", "/\u202ea", "@evil.example/", "/" + "a" * 3000, ["/a"], 7, {"a": 1},
+    ],
+)  # fmt: skip
+async def test_a_bad_path_is_refused_whatever_the_pattern_allows(path):
+    """A pattern such as .* must not open the way to another server or place."""
+    async with serving() as server:
+        broker = http_broker(url=f"{server.url}/base/", allow_path="(?s).*")
+
+        reason = await refusal(broker, options={"path": path})
+
+    assert reason.startswith("options.path: ")
+    assert server.seen == 0
+
+
+async def test_a_path_goes_behind_the_one_of_the_task():
+    """If the whole of it matches; without a pattern nobody is listened to."""
+    async with serving() as server:
+        broker = http_broker(url=f"{server.url}/base/", allow_path=r"/[a-z]+(\?x=\d)?")
+        await ask(broker, options={"path": "/abc?x=7"})
+        await ask(broker)
+        await ask(http_broker(url=f"{server.url}/a"), options={"path": "/b", "headers": "X: 1"})
+        reasons = [await refusal(broker, options={"path": p}) for p in ("/abc/", "/ABC", "/a?x=77")]
+        keyed = http_broker(url=f"{server.url}/?key=1", allow_path=".*")
+        await ask(keyed, options={"path": "/a"})
+        reasons.append(await refusal(keyed, options={"path": "/a?key=2"}))
+
+    assert [r.target for r in server.requests] == ["/base/abc?x=7", "/base/", "/a", "/a?key=1"]
+    assert "x" not in server.requests[2].headers
+    assert all(reason.startswith("options.path: found ") for reason in reasons)
+
+
+FORMS = [
+    {"X-A": 7, "x-b": "two"},
+    '{"X-A": 7, "x-b": "two"}',
+    '"X-A": 7, "x-b": "two"',
+    "X-A: 7\nx-b: two",
+    "X-A: 7\r\nx-b: two\r\n",
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=range(len(FORMS)))
+async def test_headers_come_in_many_forms(form):
+    """And replace those of the task, whose names are not case-sensitive."""
+    async with serving() as server:
+        broker = http_broker(
+            url=server.url,
+            headers={"x-a": "mine", "X-C": "kept"},
+            allow_headers={"x-A": "[0-9]", "X-B": ".*"},
+        )
+        await ask(broker, options={"headers": form})
+
+    headers = server.requests[0].headers
+    assert (headers["x-a"], headers["x-b"], headers["x-c"]) == ("7", "two", "kept")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-A": "a\r\nX-Evil: 1"}, {"X-A": "a\nb"}, {"X-A": "a\0"}, {"X-A": "ü"}, {"X-A": "\u202e"},
+        {"X-A": None}, {"X-A": ["a"]}, {"X-A": True}, {"X-A": "a", "x-a": "b"}, {"X-A": "x" * 9000},
+        {"X-Other": "1"}, {"X-A\r\nX-Evil": "1"}, {"X-A ": "1"}, {"": "1"},
+        {"Host": "evil.example"}, {"Content-Length": "0"}, {"transfer-encoding": "chunked"},
+        {"Connection": "close"},
+        {f"X-{number}": 1 for number in range(100)}, "X-A", "X-A 1", '"X-A": ', "X-A: 1\nX-A: 2",
+        "X-A: a\rX-Evil: 1", "\n X-A: 1", ["X-A"], 7, "a\u2028: 1",
+    ],
+)  # fmt: skip
+async def test_bad_headers_are_refused_whatever_the_pattern_allows(headers):
+    """One line each, and none that says how the message travels."""
+    async with serving() as server:
+        broker = http_broker(url=server.url, allow_headers={"X-A": "(?s).*"})
+
+        reason = await refusal(broker, options={"headers": headers})
+
+    assert reason.startswith("options.headers: ")
+    assert server.seen == 0
+
+
+async def test_a_header_must_match_wholly():
+    """The pattern is what the administrator trusts."""
+    broker = http_broker(url="http://127.0.0.1:1/", allow_headers={"X-A": "[0-9]+"})
+
+    reason = await refusal(broker, options={"headers": {"X-A": "7 or more"}})
+
+    assert reason == "options.headers: X-A: found '7 or more'; expected what the task allows"
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (answer("\n no such user\nmore", "404 Not Found"), "status 404: Not Found: no such user"),
+        (answer("", "503 Later\x01\u00ff"), "status 503: Later"),
+        (answer("x" * 900, "500 "), "status 500: Internal Server Error: " + "x" * 500),
+        (
+            answer("", "302 Found", location="http://evil.example/"),
+            "status 302: Found: redirected to http://evil.example/",
+        ),
+    ],
+    ids=["404", "503", "500", "302"],
+)
+async def test_a_status_that_is_not_ok_is_an_error(says, reason):
+    """With the body as the data all the same."""
+    async with serving(says) as server:
+        output = Kept()
+        with pytest.raises(BrokerError) as caught:
+            await http_broker(url=server.url).run(job(), output)
+
+    assert str(caught.value).startswith(reason)
+    assert len(str(caught.value)) <= 600
+    assert output.text == says.partition(b"\r\n\r\n")[2]
+    assert server.seen == 1
+
+
+async def test_ok_status_says_what_is_good():
+    """Codes and ranges; nothing else is."""
+    async with serving(answer("gone", "404 Not Found")) as server:
+        assert await ask(http_broker(url=server.url, ok_status=[200, "400-404"])) == "gone"
+        server.says = answer("yes")
+        assert "status 200" in await refusal(http_broker(url=server.url, ok_status=404))
+
+
+async def redirect(request, writer):
+    """/3 leads to /2, and so on to /0."""
+    left = int(request.target.strip("/"))
+    writer.write(answer("end") if not left else answer("", "302 Found", location=f"/{left - 1}"))
+
+
+async def test_redirects_are_followed_where_asked_for():
+    """A few of them."""
+    async with serving(redirect) as server:
+        fields = {"follow_redirects": True, "headers": {"Authorization": "s3cret"}}
+        assert await ask(http_broker(url=f"{server.url}/5", **fields)) == "end"
+        assert len(server.requests) == 6
+        assert all(r.headers["authorization"] == "s3cret" for r in server.requests)
+        assert (
+            await refusal(http_broker(url=f"{server.url}/6", **fields)) == "more than 5 redirects"
+        )
+        await until(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "method"), [(301, "GET"), (302, "GET"), (303, "GET"), (307, "POST"), (308, "POST")]
+)
+async def test_a_redirect_keeps_method_and_body_where_it_says_so(status, method):
+    """RFC 9110, 15.4."""
+
+    async def says(request, writer):
+        writer.write(
+            answer("end") if request.target == "/b" else answer("", f"{status} X", location="b")
+        )
+
+    async with serving(says) as server:
+        await ask(http_broker(url=f"{server.url}/a", body="text", follow_redirects=True))
+
+    assert server.requests[1].line == f"{method} /b HTTP/1.1"
+    assert server.requests[1].body == (b"text" if method == "POST" else b"")
+    assert ("content-type" in server.requests[1].headers) is (method == "POST")
+
+
+async def test_another_server_gets_no_headers_and_no_body():
+    """They are for the one that the task file names."""
+    async with serving() as other, serving() as server:
+        server.says = answer("", "307 X", location=other.url)
+        fields = {"url": server.url, "follow_redirects": True}
+        secret = {"Authorization": "s3cret", "X-Key": "s3cret"}
+        assert await ask(http_broker(**fields, headers=secret)) == "pong"
+        assert "with the body" in await refusal(http_broker(**fields, body="s3cret"))
+
+    assert len(other.requests) == 1
+    assert "s3cret" not in str(other.requests)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["ftp://x/", "http://a@b/", "http://[/", "/a b", "file:///etc/passwd"],
+)
+async def test_a_redirect_to_nowhere_is_an_error(location):
+    """The text names it."""
+    async with serving(answer("", "302 Found", location=location)) as server:
+        reason = await refusal(http_broker(url=server.url, follow_redirects=True))
+
+    assert reason.startswith("status 302: redirected to ")
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path, "ours")
+
+
+@both_loops
+async def test_tls_is_verified(authority, tmp_path, loop):
+    """By the file's authorities, or the system's; for the host that was asked for."""
+    good, bad = (authority.issue(n, h) for n, h in (("good", "IP:127.0.0.1"), ("bad", "DNS:lb01a")))
+    async with serving(pair=good) as server, serving(pair=bad) as other:
+        assert await ask(http_broker(url=server.url, tls_ca_file=authority.cert)) == "pong"
+        assert (
+            await ask(http_broker(tmp_path, url=server.url, tls_ca_file="ours-ours.crt")) == "pong"
+        )
+        for broker in (
+            http_broker(url=server.url),
+            http_broker(url=other.url, tls_ca_file=authority.cert),
+        ):
+            assert "its certificate is not accepted: " in await refusal(broker)
+        plain = http_broker(url=server.url.replace("https", "http"))
+        assert "status" not in await refusal(plain)
+
+    assert [len(s.requests) for s in (server, other)] == [2, 0]
+
+
+async def test_https_never_leads_to_http(authority):
+    """What was asked for in secret is not answered in public."""
+    async with serving() as other, serving(pair=authority.issue("s", "IP:127.0.0.1")) as server:
+        server.says = answer("", "302 Found", location=other.url)
+        fields = {"tls_ca_file": authority.cert, "follow_redirects": True}
+        assert "from https to http" in await refusal(http_broker(url=server.url, **fields))
+
+    assert other.seen == 0
+
+
+async def test_a_unix_socket_takes_the_place_of_the_host(place):
+    """The URL's host is what the server reads in Host."""
+    path = str(place / "s")
+    async with serving(path=path) as server:
+        assert await ask(http_broker(url="http://api/x", unix_socket=path)) == "pong"
+        server.says = answer("", "302 Found", location="https://api/")
+        broker = http_broker(url="http://api/", unix_socket=path, follow_redirects=True)
+        assert "https" in await refusal(broker)
+
+    assert server.requests[0].headers["host"] == "api"
+    reason = await refusal(http_broker(url="http://api/", unix_socket=str(place / "none")))
+    assert reason == f"{place}/none: no connection: No such file or directory"
+
+
+async def test_a_body_that_does_not_end_is_cut():
+    """At max_output, and its connection is closed."""
+
+    async def says(request, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async with serving(says) as server:
+        output = Kept()
+        broker = http_broker(url=server.url, max_output="1MiB")
+        with pytest.raises(BrokerError, match="more than 1048576 bytes of output"):
+            await broker.run(job(), output)
+        await until(lambda: server.open == 0)
+
+    assert len(output.text) == 256 * 1024
+
+
+async def test_pieces_are_passed_on_as_they_come():
+    """A client may read along."""
+    seen = asyncio.Event()
+
+    async def says(request, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na")
+        await seen.wait()
+        writer.write(b"b")
+
+    async with serving(says) as server:
+        output = Kept()
+        running = asyncio.ensure_future(http_broker(url=server.url).run(job(), output))
+        await until(lambda: output.pieces == [b"a"])
+        seen.set()
+        await running
+
+    assert output.text == b"ab"
+
+
+ODD = {
+    "nothing": (b"", "it closed the connection without an answer"),
+    "no http": (b"SSH-2.0-OpenSSH_10.0\r\n\r\n", "an answer that is no HTTP"),
+    "broken off": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "broke off before its end"),
+    "bad chunk": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "broke off before its end|an answer that is no HTTP",
+    ),
+    "long header": (
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        "an answer that is no HTTP",
+    ),
+    "many headers": (
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: 1\r\n" % n for n in range(900)) + b"\r\n",
+        r"an answer that is no HTTP|more than 128 headers \(max_headers\)",
+    ),
+    "packed": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx",
+        "an answer in the encoding 'gzip', not asked for",
+    ),
+}
+
+
+@both_loops
+@pytest.mark.parametrize("name", ODD)
+async def test_an_odd_answer_is_an_error_that_names_the_server(name, loop):
+    """In words, and not as a bug of ours."""
+    says, expected = ODD[name]
+
+    async def odd(request, writer):
+        writer.write(says)
+        writer.close()
+
+    async with serving(odd) as server:
+        reason = await refusal(http_broker(url=server.url))
+
+    assert reason.startswith(server.url.removeprefix("http://") + ": ")
+    assert any(text.replace("\\", "") in reason for text in expected.split("|")), reason
+    assert len(reason) < 400
+
+
+async def test_a_server_that_is_not_there_is_named():
+    """What an operator looks for at night."""
+    async with serving() as server:
+        port = server.url.rpartition(":")[2]
+    reason = await refusal(http_broker(url=server.url))
+    assert reason == f"127.0.0.1:{port}: no connection: Connection refused"
+
+    reason = await refusal(http_broker(url="http://nowhere.invalid/"))
+    assert reason.startswith("nowhere.invalid:80: no address for this name: ")
+
+
+async def test_a_connection_that_does_not_come_up_is_given_up(place):
+    """TLS belongs to it: here the server never says a word."""
+    async with serving(b"x") as server:
+        url = server.url.replace("http", "https")
+        reason = await refusal(http_broker(url=url, connect_timeout=0.2))
+
+    assert reason.endswith(": no connection within 0.2 s (connect_timeout)")
+
+
+@both_loops
+@pytest.mark.parametrize("moment", ["headers", "body", "upload"])
+async def test_a_cancel_closes_the_connection_at_once(moment, loop):
+    """Also where a server has stopped to read."""
+    reached, done = asyncio.Event(), asyncio.Event()
+
+    async def says(request, writer):
+        if moment == "body":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+        reached.set()
+
+    async def deaf(reader, writer):
+        writer.transport.pause_reading()
+        reached.set()
+        await done.wait()
+        writer.close()
+
+    async with serving(says) as server:
+        before = len(os.listdir("/proc/self/fd"))
+        if moment == "upload":
+            server.handle = deaf
+        fields = {"body": "{data.x}{data.x}"} if moment == "upload" else {}
+        broker = http_broker(url=server.url, **fields)
+        arguments = {"x": "x" * (MAX_BODY // 2)}
+        running = asyncio.ensure_future(broker.run(job(arguments=arguments), Kept()))
+        await reached.wait()
+        running.cancel()
+        start = asyncio.get_running_loop().time()
+        (problem,) = await asyncio.gather(running, return_exceptions=True)
+        assert asyncio.get_running_loop().time() - start < 0.5
+
+        assert isinstance(problem, asyncio.CancelledError)
+        # The deaf server's own end stays.
+        theirs = int(moment == "upload")
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + theirs)
+        done.set()
+
+
+async def test_close_leaves_running_jobs_alone():
+    """The task was replaced; who runs may end."""
+    go = asyncio.Event()
+
+    async def says(request, writer):
+        await go.wait()
+        writer.write(answer("pong"))
+
+    async with serving(says) as server:
+        broker = http_broker(url=server.url)
+        running = asyncio.ensure_future(ask(broker))
+        await until(lambda: server.requests)
+        await broker.close()
+        go.set()
+        assert await running == "pong"
+        await until(lambda: server.open == 0)
+
+
+async def test_nothing_is_kept_between_requests(monkeypatch, place):
+    """Neither connections nor cookies; no proxy nor password from the environment."""
+    (place / ".netrc").write_text("machine 127.0.0.1 login a password s3cret\n")
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1/")
+    async with serving(answer("pong", set_cookie="a=1")) as server:
+        broker = http_broker(url=server.url)
+        for _ in range(2):
+            await ask(broker)
+        await until(lambda: server.open == 0)
+
+    assert server.seen == 2
+    for request in server.requests:
+        assert not {"cookie", "authorization"} & set(request.headers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"url": ""}, "url: found nothing; expected a URL"),
+        ({"url": "ftp://a/"}, "url: found 'ftp://a/'; expected http://"),
+        ({"url": "http://a/#b"}, "without a fragment"),
+        ({"url": "http://{data.host}/"}, "url: found a placeholder in the host"),
+        ({"url": "http://a:{data.port}/"}, "url: found a placeholder in the host"),
+        ({"url": "{data.scheme}://a/"}, "url: found '{data.scheme}://a/'"),
+        ({"url": "http://u:p@a/"}, "url: found a user's name"),
+        ({"url": "http://a:70000/"}, "url: found the host 'a:70000'"),
+        ({"url": "http:///x"}, "url: found the host ''"),
+        ({"url": "http://a/x y"}, "percent-encoded"),
+        ({"url": "http://a/../y"}, "without . and .."),
+        ({"method": "get"}, "method: found 'get'"),
+        ({"method": "CONNECT"}, "method: found 'CONNECT'"),
+        ({"headers": {"A B": "1"}}, "headers.A B: found no header's name"),
+        ({"headers": {"A": "1\n2"}}, "headers.A: found characters that are not printable"),
+        ({"headers": {"A": "1", "a": "2"}}, "headers.a: found the same name twice"),
+        ({"headers": {"Content-Length": 1}}, "headers.Content-Length: found"),
+        ({"body": "a", "form": {"b": "c"}}, "form: found it beside body; expected one of the two"),
+        ({"json": {1, 2}}, "json: found not JSON"),
+        ({"allow_path": "("}, "allow_path: found '(' "),
+        ({"allow_path": ""}, "allow_path: found nothing; expected a regular expression"),
+        ({"allow_headers": {"A": "["}}, "allow_headers.A: found '[' "),
+        ({"allow_headers": {"A": ""}}, "allow_headers.A: found nothing"),
+        ({"allow_headers": {"Host": "a"}}, "allow_headers.Host: found Host, which says"),
+        ({"ok_status": ["2xx"]}, "ok_status: found '2xx'"),
+        ({"ok_status": ["299-200"]}, "ok_status: found '299-200'"),
+        ({"tls_ca_file": "/nowhere"}, "tls_ca_file: found /nowhere (No such file"),
+        ({"tls_ca_file": __file__}, "tls_ca_file: found "),
+        ({"unix_socket": "s"}, "unix_socket: found 's'; expected an absolute path"),
+        ({"url": "https://a/", "unix_socket": "/s"}, "unix_socket: found it beside https"),
+        ({"tls_verify": False}, "tls_verify: found an unknown key"),
+    ],
+)
+def test_a_mistake_is_named_when_the_file_is_loaded(fields, expected):
+    """Never by a request."""
+    assert expected in mistakes(**fields)
+
+
+def test_a_host_header_of_the_administrator_is_fine():
+    """Virtual hosts behind one address."""
+    assert mistakes(headers={"Host": "api.example"}) == ""
