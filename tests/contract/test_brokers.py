@@ -4,12 +4,16 @@ import asyncio
 import json
 import os
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 import pytest
 
 from ngcp_task_agent import processes, registry
 from ngcp_task_agent.brokers.builtin import AnswerBroker
 from ngcp_task_agent.brokers.command import CommandBroker
+from ngcp_task_agent.brokers.http import HttpBroker
 from ngcp_task_agent.brokers.python import PythonBroker
 from ngcp_task_agent.errors import BrokerError
 from ngcp_task_agent.messages import encode
@@ -87,6 +91,9 @@ class Kind:
     def job(self, **arguments):
         return job(data=json.dumps(arguments), arguments=arguments)
 
+    def end(self):
+        """Give back what the test has used."""
+
 
 class Command(Kind):
     name = "command"
@@ -124,6 +131,39 @@ class Answer(Kind):
         return AnswerBroker(answer)
 
 
+class Http(Kind):
+    name = "http"
+
+    def __init__(self, place):
+        super().__init__(place)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,)).start()
+
+    def build(self, what):
+        query = "?word={data.word}" if what == "echo" else ""
+        port = self.server.server_port
+        return checked(HttpBroker, {"url": f"http://127.0.0.1:{port}/{what}{query}"})
+
+    def end(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """/answer, /echo?word=… and /fail."""
+
+    def do_GET(self):
+        what, _, query = self.path.partition("?")
+        texts = {"/answer": "pong", "/fail": "no such user"}
+        text = texts.get(what) or parse_qs(query, True)["word"][0]
+        self.send_response(500 if what == "/fail" else 200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *words):
+        pass
+
+
 def checked(factory, fields):
     options = Options(fields, "tasks/ping.yml", "broker_options.")
     broker = factory(options)
@@ -131,7 +171,7 @@ def checked(factory, fields):
     return broker
 
 
-KINDS = [Command, Python, PythonInLoop, Answer]
+KINDS = [Command, Python, PythonInLoop, Http, Answer]
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +183,9 @@ def fresh_modules(monkeypatch):
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def kind(request, tmp_path):
-    return request.param(tmp_path)
+    kind = request.param(tmp_path)
+    yield kind
+    kind.end()
 
 
 @pytest.fixture(params=[Command, Python, PythonInLoop], ids=lambda kind: kind.__name__)

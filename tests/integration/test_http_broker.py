@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -544,6 +546,40 @@ async def test_a_cancel_closes_the_connection_at_once(moment, loop):
         done.set()
 
 
+async def test_jobs_side_by_side_do_not_mix():
+    """Each answer belongs to its own request, in whatever order they come."""
+    count = 40
+
+    async def says(request, writer):
+        await until(lambda: len(server.requests) == count)
+        writer.write(answer(request.target))
+
+    async with serving(says) as server:
+        broker = http_broker(url=f"{server.url}/{{data.n}}")
+        asked = (ask(broker, arguments={"n": n}) for n in range(count))
+        assert await asyncio.gather(*asked) == [f"/{n}" for n in range(count)]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@both_loops
+async def test_cancelled_wherever_it_is_nothing_is_left(scheme, authority, loop):
+    """Step by step through the start, the handshake and the answer."""
+    pair = authority.issue("s", "IP:127.0.0.1") if scheme == "https" else None
+    async with serving(pair=pair) as server:
+        fields = {"tls_ca_file": authority.cert} if pair else {}
+        broker = http_broker(url=server.url, **fields)
+        before = len(os.listdir("/proc/self/fd"))
+        for turns in range(40):
+            running = asyncio.ensure_future(ask(broker))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+    assert len(asyncio.all_tasks()) == 1
+
+
 async def test_close_leaves_running_jobs_alone():
     """The task was replaced; who runs may end."""
     go = asyncio.Event()
@@ -617,6 +653,13 @@ async def test_nothing_is_kept_between_requests(monkeypatch, place):
 def test_a_mistake_is_named_when_the_file_is_loaded(fields, expected):
     """Never by a request."""
     assert expected in mistakes(**fields)
+
+
+def test_the_library_is_imported_with_the_broker_only():
+    """A daemon without such a task does not pay for it."""
+    code = "import sys, ngcp_task_agent.cli.serve; sys.exit('aiohttp' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_host_header_of_the_administrator_is_fine():
