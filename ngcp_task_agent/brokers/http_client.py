@@ -8,6 +8,7 @@ environment's proxies nor ~/.netrc have a say.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import socket
@@ -17,6 +18,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from yarl import URL
 
@@ -82,14 +84,14 @@ async def exchange(call: Call, reach: Reach) -> AsyncIterator[Answer]:
     Raises:
         BrokerError: No answer, or none that may be used; says which and whose.
     """
-    with ExitStack() as ending:
-        async with _session(reach, ending) as session:
-            try:
-                yield await _answered(session, call, reach, ending)
-            finally:
-                # Before the session waits until its connections are closed: one with a
-                # server that does not read would stay as it is for ever.
-                ending.close()
+    ending = ExitStack()
+    async with _session(reach, ending) as session:
+        try:
+            yield await _answered(session, call, reach, ending)
+        finally:
+            # Before the session waits until its connections are closed: one with a
+            # server that does not read would stay as it is for ever.
+            ending.close()
 
 
 async def _answered(
@@ -163,9 +165,18 @@ class _Ended(aiohttp.BaseConnector):
 
     async def connect(self, *words: Any, **options: Any) -> Connection:
         connection = await super().connect(*words, **options)
-        if connection.transport is not None:
-            self.ending.callback(connection.transport.abort)
+        protocol, transport = connection.protocol, connection.transport
+        if protocol is not None and transport is not None:
+            self.ending.callback(_cut, protocol, transport)
         return connection
+
+
+def _cut(protocol: ResponseHandler, transport: asyncio.Transport) -> None:
+    if protocol.writing_paused:
+        # Else somebody is told that the connection is lost who no longer listens, and
+        # asyncio makes a complaint of that in the log.
+        protocol.resume_writing()
+    transport.abort()
 
 
 class _Tcp(_Ended, aiohttp.TCPConnector):

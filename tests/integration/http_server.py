@@ -87,7 +87,7 @@ async def serving(says=b"", pair=None, path=None):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pair.cert, pair.key)
     if path:
-        listener = await asyncio.start_unix_server(server.handle, path)
+        listener = await asyncio.start_unix_server(lambda *ends: server.handle(*ends), path)
     else:
         listener = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=context)
         server.url = f"{server.scheme}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"

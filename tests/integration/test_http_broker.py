@@ -268,13 +268,14 @@ async def test_a_header_must_match_wholly():
     [
         (answer("\n no such user\nmore", "404 Not Found"), "status 404: Not Found: no such user"),
         (answer("", "503 Later\x01\u00ff"), "status 503: Later"),
+        (answer("\x1b[31mred\u202e", "500 No\tway"), "status 500: No way: [31mred"),
         (answer("x" * 900, "500 "), "status 500: Internal Server Error: " + "x" * 500),
         (
             answer("", "302 Found", location="http://evil.example/"),
             "status 302: Found: redirected to http://evil.example/",
         ),
     ],
-    ids=["404", "503", "500", "302"],
+    ids=["404", "503", "red", "500", "302"],
 )
 async def test_a_status_that_is_not_ok_is_an_error(says, reason):
     """With the body as the data all the same."""
@@ -285,6 +286,7 @@ async def test_a_status_that_is_not_ok_is_an_error(says, reason):
 
     assert str(caught.value).startswith(reason)
     assert len(str(caught.value)) <= 600
+    assert str(caught.value).isprintable()
     assert output.text == says.partition(b"\r\n\r\n")[2]
     assert server.seen == 1
 
@@ -300,7 +302,8 @@ async def test_ok_status_says_what_is_good():
 async def redirect(request, writer):
     """/3 leads to /2, and so on to /0."""
     left = int(request.target.strip("/"))
-    writer.write(answer("end") if not left else answer("", "302 Found", location=f"/{left - 1}"))
+    further = answer("", "302 Found", location=f"/{left - 1}", set_cookie="a=1")
+    writer.write(further if left else answer("end"))
 
 
 async def test_redirects_are_followed_where_asked_for():
@@ -310,6 +313,7 @@ async def test_redirects_are_followed_where_asked_for():
         assert await ask(http_broker(url=f"{server.url}/5", **fields)) == "end"
         assert len(server.requests) == 6
         assert all(r.headers["authorization"] == "s3cret" for r in server.requests)
+        assert not any("cookie" in r.headers for r in server.requests)
         assert (
             await refusal(http_broker(url=f"{server.url}/6", **fields)) == "more than 5 redirects"
         )
@@ -509,15 +513,26 @@ async def test_a_connection_that_does_not_come_up_is_given_up(place):
 
 
 @both_loops
-@pytest.mark.parametrize("moment", ["headers", "body", "upload"])
-async def test_a_cancel_closes_the_connection_at_once(moment, loop):
-    """Also where a server has stopped to read."""
-    reached, done = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"])
+async def test_a_cancel_closes_the_connection_at_once(sent, loop):
+    """While the answer is waited for, and while it comes."""
+    reached = asyncio.Event()
 
     async def says(request, writer):
-        if moment == "body":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+        writer.write(sent)
         reached.set()
+
+    async with serving(says) as server:
+        running = asyncio.ensure_future(ask(http_broker(url=server.url)))
+        await reached.wait()
+        await cancelled(running)
+        await until(lambda: server.open == 0, 1)
+
+
+@both_loops
+async def test_a_server_that_does_not_read_holds_up_nothing(place, loop):
+    """What has not left yet is thrown away; else its connection stayed for ever."""
+    reached, done = asyncio.Event(), asyncio.Event()
 
     async def deaf(reader, writer):
         writer.transport.pause_reading()
@@ -525,25 +540,27 @@ async def test_a_cancel_closes_the_connection_at_once(moment, loop):
         await done.wait()
         writer.close()
 
-    async with serving(says) as server:
+    path = str(place / "s")  # what the kernel holds for a UNIX socket is less than a body
+    async with serving(path=path) as server:
+        server.handle = deaf
+        broker = http_broker(url="http://a/", unix_socket=path, body="{data.x}")
         before = len(os.listdir("/proc/self/fd"))
-        if moment == "upload":
-            server.handle = deaf
-        fields = {"body": "{data.x}{data.x}"} if moment == "upload" else {}
-        broker = http_broker(url=server.url, **fields)
-        arguments = {"x": "x" * (MAX_BODY // 2)}
-        running = asyncio.ensure_future(broker.run(job(arguments=arguments), Kept()))
+        running = asyncio.ensure_future(ask(broker, arguments={"x": "x" * MAX_BODY}))
         await reached.wait()
-        running.cancel()
-        start = asyncio.get_running_loop().time()
-        (problem,) = await asyncio.gather(running, return_exceptions=True)
-        assert asyncio.get_running_loop().time() - start < 0.5
-
-        assert isinstance(problem, asyncio.CancelledError)
-        # The deaf server's own end stays.
-        theirs = int(moment == "upload")
-        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + theirs)
+        await asyncio.sleep(0.05)  # until the kernel takes no more
+        await cancelled(running)
+        # The server's own end stays.
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1, 1)
         done.set()
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before, 1)
+
+
+async def cancelled(running):
+    """Cancel *running*, and see that it ends promptly by that."""
+    running.cancel()
+    async with asyncio.timeout(0.5):
+        (problem,) = await asyncio.gather(running, return_exceptions=True)
+    assert isinstance(problem, asyncio.CancelledError)
 
 
 async def test_jobs_side_by_side_do_not_mix():
@@ -560,6 +577,8 @@ async def test_jobs_side_by_side_do_not_mix():
         assert await asyncio.gather(*asked) == [f"/{n}" for n in range(count)]
 
 
+# Debian 13's aiohttp leaves it to the collector to close a socket that has just connected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @both_loops
 async def test_cancelled_wherever_it_is_nothing_is_left(scheme, authority, loop):
