@@ -5,6 +5,11 @@ import contextlib
 import ssl
 from typing import NamedTuple
 
+import pytest
+
+from ngcp_task_agent.errors import BrokerError
+
+from .jobs import Kept, job
 from .waiting import until
 
 
@@ -97,3 +102,17 @@ async def serving(says=b"", pair=None, path=None):
         await until(lambda: server.open == 0)
     finally:
         listener.close()
+
+
+async def ask(broker, **fields):
+    """The text of the answer to a job."""
+    output = Kept()
+    await broker.run(job(**fields), output)
+    return output.text.decode()
+
+
+async def refusal(broker, **fields):
+    """The reason of a job that fails."""
+    with pytest.raises(BrokerError) as caught:
+        await ask(broker, **fields)
+    return str(caught.value)
