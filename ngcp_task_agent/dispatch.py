@@ -114,6 +114,11 @@ class Task:
     gate: Gate = field(default_factory=Gate)
     arguments: Schema | None = None
 
+    @property
+    def masks_data(self) -> bool:
+        """Whether parts of a request must not get out; then none of it is quoted."""
+        return any(name.startswith("data.") for name in self.mask)
+
     def adjust_gate(self) -> None:
         """Make the limits those of this version of the file; in the event loop only."""
         self.gate.max_queued = self.max_queued
@@ -217,7 +222,7 @@ class Dispatcher:
             raise _refusal(request, node, local, "the requests at work are too large together")
         wishes, fault = _wishes(request.options, task)
         if task.arguments is not None:
-            fault = fault or task.arguments.fault(request.data)
+            fault = fault or task.arguments.fault(request.data, quote=not task.masks_data)
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
         job = Job(

@@ -80,12 +80,13 @@ class Schema:
         """Whether *key* is among the `properties`."""
         return key in self.given.get("properties", ())
 
-    def fault(self, data: Any) -> str:
+    def fault(self, data: Any, quote: bool = True) -> str:
         """Why *data* does not fit, in one line that names the place; empty if it does.
 
         Args:
             data: As on the wire: a string holds JSON; nothing is an empty object where
                 the schema does not allow null.
+            quote: Whether the line may show what was found; else only its kind.
         """
         if isinstance(data, str):
             try:
@@ -93,21 +94,21 @@ class Schema:
             except MessageError:
                 return "data: found a string that is not JSON; expected JSON"
         try:
-            return self._check({} if data is None and not self._null else data)
+            return self._check({} if data is None and not self._null else data, quote)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:  # a panic is no Exception
             # Somebody else's code on a stranger's values; who cannot be checked is not let in.
             return _line((), f"what cannot be checked ({type(exc).__name__}: {exc})", "less")
 
-    def _check(self, data: Any) -> str:
+    def _check(self, data: Any, quote: bool) -> str:
         if not self._any_type and not isinstance(data, dict):
-            return _line((), _found(data), "an object")
+            return _line((), _found(data) if quote else _kind(data), "an object")
         excess = _excess(data)
         if excess:
             return _line((), excess, "fewer")
         errors = list(itertools.islice(self._validator.iter_errors(data), MAX_FAULTS))
-        return _line(*_describe(_best(errors))) if errors else ""
+        return _line(*_describe(_best(errors), quote)) if errors else ""
 
 
 def read_schema(options: Options, key: str) -> Schema | None:
@@ -359,7 +360,7 @@ def _best(errors: Sequence[ValidationError]) -> ValidationError:
     return errors[0] if best is None else best
 
 
-def _describe(error: ValidationError) -> tuple[Sequence[str | int], str, str]:
+def _describe(error: ValidationError, quote: bool) -> tuple[Sequence[str | int], str, str]:
     """Where, what was found, what would be right."""
     path, schema = list(error.absolute_path), error.schema
     value: Any = error.instance
@@ -376,7 +377,7 @@ def _describe(error: ValidationError) -> tuple[Sequence[str | int], str, str]:
         expected = "one of " + ", ".join(names) if names else "no names here"
         return [*path, next(extra, "")], "an unknown name", expected
     # What is marked as never shown again is a secret: a reason goes into the log.
-    found = _kind(value) if schema.get("writeOnly") else _found(value)
+    found = _found(value) if quote and not schema.get("writeOnly") else _kind(value)
     return path, found, f"{error.validator}: {_as_json(wanted)}"
 
 

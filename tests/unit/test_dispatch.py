@@ -392,3 +392,16 @@ def test_extra_args_of_a_typed_task_are_those_its_schema_names(schema, taken, as
 
     assert ("extra_args" in job.arguments) is taken
     assert job.arguments["host"] == "a"
+
+
+@pytest.mark.parametrize("dst", ["prx01a", "*"])
+def test_what_is_masked_is_not_quoted_in_a_refusal(dst):
+    """Not even the beginning of it."""
+    one = task(arguments=Schema({"properties": {"pin": {"maxLength": 4}}}), mask=["data.pin"])
+
+    try:
+        reason = admit(dispatcher(one), dst=dst, data={"pin": "4711" * 100}).fault
+    except Rejected as exc:
+        reason = str(exc)
+
+    assert reason == "data.pin: found a string; expected maxLength: 4"
