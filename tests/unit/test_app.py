@@ -123,8 +123,8 @@ def test_an_unknown_key_of_a_backend_is_a_warning_only(place):
         (WRONG, "broker_options.run: found nothing; expected the program to run"),
         (
             "backend: local\nbroker: comand\nbroker_options: {run: x}\n",
-            "broker: found 'comand' (no broker called 'comand'; known are command, python); "
-            "expected one of command, python, or an installed plug-in",
+            "broker: found 'comand' (no broker called 'comand'; known are command, http, python); "
+            "expected one of command, http, python, or an installed plug-in",
         ),
         (
             "backend: redsi\nbroker: command\nbroker_options: {run: x}\n",
