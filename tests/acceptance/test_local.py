@@ -42,6 +42,13 @@ class Connection:
             bodies.append(decode(self.lines.readline()))
         return bodies
 
+    def end_of_progress(self, ref):
+        """Read over the live output of *ref* to its terminal message, and return that."""
+        while True:
+            body = decode(self.lines.readline())
+            if body["ref"] == ref and body["status"] not in ("accepted", "progress"):
+                return body
+
 
 @pytest.fixture
 def node(world):
