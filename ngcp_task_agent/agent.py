@@ -115,8 +115,7 @@ class Agent:
                 lambda piece: backend.deliver(address, encode_response(replies.progress(piece))),
                 lambda: backend.flush(address),
             )
-        output = Collector(self._spool_dir, live, admission.task.mask)
-        output.hide({"data": admission.job.arguments})
+        output = Collector(self._spool_dir, live, admission.task.mask, admission.secrets)
         run = Run(admission, self._house, output)
         self.runs.add(run)
         task = asyncio.ensure_future(self._work(run, replies, backend, address))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .destination import Node
 from .errors import NotForThisNode, Rejected
 from .interfaces import Broker, Delivery, Job
+from .masking import excess, secrets_in
 from .messages import Request
 from .schemas import Schema
 
@@ -158,6 +159,7 @@ class Admission(NamedTuple):
         fault: Why the job cannot succeed; it is to be accepted all the same,
             because the request does not name this node and may not be rejected.
         size: Bytes of the request.
+        secrets: Texts in it that the task masks.
     """
 
     task: Task
@@ -166,6 +168,7 @@ class Admission(NamedTuple):
     wishes: Wishes
     fault: str = ""
     size: int = 0
+    secrets: Collection[str] = ()
 
 
 class Dispatcher:
@@ -223,14 +226,15 @@ class Dispatcher:
         wishes, fault = _wishes(request.options, task)
         if task.arguments is not None:
             fault = fault or task.arguments.fault(request.data, quote=not task.masks_data)
+        arguments, secrets = _arguments(request, task), set[str]()
+        if task.masks_data:
+            secrets = secrets_in(task.mask, {"data": arguments})
+            fault = fault or excess(secrets)
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
-        job = Job(
-            request.task, request.uuid, request.src, request.data, _arguments(request, task),
-            request.options,
-        )  # fmt: skip
+        job = Job(request.task, request.uuid, request.src, request.data, arguments, request.options)
         self._held += size
-        return Admission(task, job, node.name, wishes, fault, size)
+        return Admission(task, job, node.name, wishes, fault, size, secrets)
 
     def release(self, admission: Admission) -> None:
         """The job is over, and what its request took is free."""

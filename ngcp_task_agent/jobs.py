@@ -84,8 +84,8 @@ class Run:
 
     def cancel(self, by: str) -> None:
         """Let it end because *by* wishes it; see `end`."""
-        self._cancelled = not self._over.done()
-        self.end(f"cancelled by {by or 'a client without a name'}")
+        self._cancelled = self._cancelled or not self._over.done()
+        self.end(f"cancelled by {by[:LONGEST_NAME] or 'a client without a name'}")
 
     def end(self, reason: str) -> None:
         """Let it end with an error as soon as possible; only the first call counts."""

@@ -4,6 +4,7 @@ Keeps secrets out of what leaves the node: output, reasons, log lines.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,9 @@ from .messages import encode
 from .placeholders import find
 
 STARS = "***"  # what stands in the place of a secret
+MOST = 100  # values of one request that can be hidden
+LONGEST = 4096  # characters of them together
+SHORTEST_LINE = 8  # characters of a line that is hidden by itself; "}" is no secret
 
 
 class Mask:
@@ -25,11 +29,12 @@ class Mask:
     'password=***;'
     """
 
-    __slots__ = ("_forms", "_longest")
+    __slots__ = ("_forms", "_longest", "_runs")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         forms = {form for value in values if value for form in _forms(value)}
         self._forms = sorted(forms)
+        self._runs = [_run_of(form) for form in self._forms]
         self._longest = max(map(len, forms), default=0)
 
     def __bool__(self) -> bool:
@@ -56,20 +61,24 @@ class Mask:
         return value if hidden == plain else hidden
 
     def spans(self, data: bytes, covered: int) -> list[tuple[int, int]]:
-        """Where secrets stand in *data*, overlapping ones as one, in order.
+        """Where secrets stand in *data*, in order; what meets or overlaps is one.
 
         Args:
             covered: Bytes at the beginning that are known to belong to one.
         """
         found = [(0, covered)] if covered else []
-        for form in self._forms:
-            at = data.find(form)
-            while at >= 0:
-                found.append((at, at + len(form)))
-                at = data.find(form, at + 1)
+        for form, run in zip(self._forms, self._runs, strict=True):
+            if len(form) == 1:
+                found += [match.span() for match in run.finditer(data)]
+                continue
+            match = run.search(data)
+            while match:
+                found.append(match.span())
+                # The last of the run may overlap with one that is no part of it.
+                match = run.search(data, match.end() - len(form) + 1)
         joined: list[tuple[int, int]] = []
         for start, end in sorted(found):
-            if joined and start < joined[-1][1]:
+            if joined and start <= joined[-1][1]:
                 joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
             else:
                 joined.append((start, end))
@@ -87,12 +96,13 @@ class Mask:
 class MaskedStream:
     """Hides secrets in pieces, also one that is cut across several of them."""
 
-    __slots__ = ("_covered", "_held", "_mask")
+    __slots__ = ("_covered", "_held", "_mask", "_starred")
 
     def __init__(self, mask: Mask) -> None:
         self._mask = mask
         self._held = b""  # what could be the beginning of a secret
         self._covered = 0  # bytes of it that belong to a secret whose stars are out already
+        self._starred = False  # whether what was shown last are stars
 
     def feed(self, piece: bytes) -> bytes:
         """The next piece, as far as it may be shown yet."""
@@ -107,17 +117,19 @@ class MaskedStream:
         # What begins before `end` cannot become part of a secret later: else the bytes
         # from there to the end of `data` would be the beginning of one.
         shown: list[bytes] = []
-        at, running = 0, self._covered
-        self._covered = max(0, running - end)
-        for start, stop in self._mask.spans(data, running):
+        at, covered = 0, self._covered
+        self._covered = max(0, covered - end)
+        for start, stop in self._mask.spans(data, covered):
             if start >= end:
                 break
             shown.append(data[at:start])
-            if start or not running:
+            if start or not self._starred:
                 shown.append(STARS.encode())
             at = min(stop, end)
             self._covered = max(0, stop - end)
         shown.append(data[at:end])
+        if end:
+            self._starred = 0 < at == end
         self._held = data[end:]
         return b"".join(shown)
 
@@ -135,23 +147,57 @@ def secrets_in(names: Collection[str], values: Mapping[str, Any]) -> set[str]:
     found: set[str] = set()
     for name in names:
         with suppress(LookupError):
-            found.update(_texts(find(name, values)))
+            waiting = [find(name, values)]
+            while waiting:  # as deep as a stranger likes
+                value = waiting.pop()
+                if isinstance(value, Mapping):
+                    waiting += value.values()
+                elif isinstance(value, list):
+                    waiting += value
+                elif value is not None and not isinstance(value, bool):
+                    found.add(value if isinstance(value, str) else encode(value).decode())
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, str):
-        yield value
-    elif value is not None and not isinstance(value, bool):
-        yield encode(value).decode()
+def excess(secrets: Collection[str]) -> str:
+    """Why so much of a request cannot be hidden; empty if it can.
+
+    Secrets are looked for in the event loop, in all that is said.
+    """
+    if len(secrets) > MOST:
+        return f"found {len(secrets)} values to be masked; expected at most {MOST}"
+    length = sum(map(len, secrets))
+    if length > LONGEST:
+        return f"found {length} characters to be masked; expected at most {LONGEST}"
+    return ""
 
 
-def _forms(value: str) -> set[bytes]:
-    plain = value.encode("utf-8", "surrogatepass")
-    as_json = encode(value.encode("utf-8", "replace").decode())[1:-1]
-    return {plain, as_json, repr(value)[1:-1].encode("utf-8", "replace")}
+def _run_of(form: bytes) -> re.Pattern[bytes]:
+    """Finds *form*, and as many as follow it, each touching the one before.
+
+    A secret like ``aaaa`` would otherwise be found at every letter.
+    """
+    period = _period(form)
+    return re.compile(re.escape(form) + b"(?:" + re.escape(form[-period:]) + b")*")
+
+
+def _period(form: bytes) -> int:
+    """The least shift by which *form* overlaps with itself; its length if by none."""
+    borders = [0] * len(form)  # Knuth, Morris, Pratt: longest border of each beginning
+    border = 0
+    for place in range(1, len(form)):
+        while border and form[place] != form[border]:
+            border = borders[border - 1]
+        border += form[place] == form[border]
+        borders[place] = border
+    return len(form) - borders[-1]
+
+
+def _forms(value: str) -> Iterator[bytes]:
+    """How a secret may be written: line by line too, if it has several."""
+    texts = {value, value.strip()}
+    texts.update(line for line in value.splitlines() if len(line) >= SHORTEST_LINE)
+    for text in texts - {""}:
+        yield text.encode("utf-8", "surrogatepass")
+        yield encode(text.encode("utf-8", "replace").decode())[1:-1]
+        yield repr(text)[1:-1].encode("utf-8", "replace")

@@ -23,7 +23,8 @@ class Collector:
     Args:
         spool_dir: See `Spool`.
         live: Where a client reads along; None if it does not.
-        mask: Names of what must not get out: variables, and ``data.…`` of the request.
+        mask: Names of variables that must not get out.
+        secrets: Texts that must not.
 
     Attributes:
         followed: Whether a client reads along.
@@ -42,7 +43,11 @@ class Collector:
     """
 
     def __init__(
-        self, spool_dir: str = "", live: Live | None = None, mask: Collection[str] = ()
+        self,
+        spool_dir: str = "",
+        live: Live | None = None,
+        mask: Collection[str] = (),
+        secrets: Collection[str] = (),
     ) -> None:
         self.text = Spool(spool_dir)
         self.has_result = False
@@ -59,9 +64,11 @@ class Collector:
         self.masks = bool(mask)
         self._live = live
         self._names = mask
-        self._secrets: set[str] = set()
+        self._secrets = set(secrets)
         self._mask = Mask()
         self._masked: dict[str, MaskedStream] = {}
+        if secrets:
+            self._use_mask()
 
     async def write(self, piece: bytes) -> None:
         """Add to the answer.
@@ -123,10 +130,7 @@ class Collector:
         if not self._names:
             return
         self._secrets |= secrets_in(self._names, variables)
-        self._mask = Mask(self._secrets)
-        if self._mask:
-            names = ("stdout", "stderr", "progress")
-            self._masked = {name: MaskedStream(self._mask) for name in names}
+        self._use_mask()
 
     def masked(self, text: str) -> str:
         """*text* without what is to be hidden."""
@@ -149,6 +153,12 @@ class Collector:
         self.text.discard()
         self.value = None
         self.stderr = b""
+
+    def _use_mask(self) -> None:
+        self._mask = Mask(self._secrets)
+        if self._mask:
+            names = ("stdout", "stderr", "progress")
+            self._masked = {name: MaskedStream(self._mask) for name in names}
 
     def _hidden(self, name: str, piece: bytes) -> bytes:
         stream = self._masked.get(name)

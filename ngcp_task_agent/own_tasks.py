@@ -16,11 +16,11 @@ from .destination import Node
 from .dispatch import Dispatcher, Gate, Task
 from .errors import BrokerError
 from .interfaces import Backend, Job
+from .jobs import LONGEST_NAME, Record, Run
 from .usage import measure
 
 AT_ONCE = 256  # of each own task side by side: a cancel must not wait behind others
 CANCEL_TIMEOUT = 30.0  # seconds; processes get TERM, 5 s, KILL, 5 s
-LISTED = 200  # characters of an unknown name that are sent back
 
 
 class OwnTasks:
@@ -91,23 +91,31 @@ class OwnTasks:
     async def _about_jobs(self, job: Job) -> list[dict[str, Any]]:
         """First those that have not ended, as they came; then the others, the last first."""
         ref = _ref(job) if "ref" in job.arguments else None
-        runs = sorted(self._agent.runs | self._agent.ending, key=lambda run: run.queued)
-        present = [run for run in runs if not run.own and ref in (None, run.job.uuid)]
-        usages = await asyncio.to_thread(measure, [pid for r in present if (pid := r.output.pid)])
+        pids = [pid for run in self._present(ref) if (pid := run.output.pid)]
+        usages = await asyncio.to_thread(measure, pids) if pids else {}
         found = []
-        for run in present:
+        for run in self._present(ref):  # again: in the meantime some have ended
             usage = usages.get(run.output.pid or 0)
             found.append(run.record()._asdict() | (usage._asdict() if usage else {}))
-        past = [r._asdict() for r in reversed(self._agent.recent) if ref in (None, r.uuid)]
-        return found + past
+        return found + [record._asdict() for record in reversed(self._past(ref))]
+
+    def _present(self, ref: str | None) -> list[Run]:
+        """Those that have not ended altogether, as they came."""
+        runs = [*self._agent.runs, *self._agent.ending]
+        chosen = [run for run in runs if not run.own and ref in (None, run.job.uuid)]
+        return sorted(chosen, key=lambda run: run.queued)
+
+    def _past(self, ref: str | None) -> list[Record]:
+        short = ref and ref[:LONGEST_NAME]
+        return [record for record in self._agent.recent if short in (None, record.uuid)]
 
     async def _cancel(self, job: Job) -> dict[str, Any]:
         ref = _ref(job)
         records = await self._agent.cancel(ref, job.src)
         if not records:
-            known = [record for record in self._agent.recent if record.uuid == ref]
+            known = [*self._past(ref), *(run.record() for run in self._present(ref))]
             what = f"has already ended ({known[-1].state})" if known else "is not known here"
-            raise BrokerError(f"job {ref[:LISTED]} {what}")
+            raise BrokerError(f"job {ref[:LONGEST_NAME]} {what}")
         return {"ref": ref, "cancelled": [record._asdict() for record in records]}
 
 

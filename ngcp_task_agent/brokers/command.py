@@ -78,6 +78,7 @@ class CommandBroker:
             errors = await self._read(program, output)
             code = await program.wait()
         except asyncio.CancelledError:
+            await output.write_error(program.stderr)
             await program.end()
             raise
         finally:

@@ -30,7 +30,9 @@ BOTH = {"stream": True, "result": True}
 
 # Characters of one to four bytes, and a line without an end.
 TEXT = ("a smörgåsbord: 10 € für 𝄞 – ✓\n" * 40 + "the end").encode()
-BROKEN = b"ok \xff\xfe \xc3 \xe2\x82 \xf0\x9f\x98 \xed\xa0\x80 \xc0\x80 \x00 \xf0\x9f\x98\x80\n" * 12
+BROKEN = (
+    b"ok \xff\xfe \xc3 \xe2\x82 \xf0\x9f\x98 \xed\xa0\x80 \xc0\x80 \x00 \xf0\x9f\x98\x80\n" * 12
+)
 
 # Each is a program: its argument is a file whose bytes it writes.
 SNIPPETS = {

@@ -210,7 +210,7 @@ def test_offsets_of_masked_pieces_have_no_gaps(ear):
 
 def test_masks_of_numbers_lists_and_objects(world):
     """What is named hides all that is in it, but neither true, false nor nothing."""
-    show = 'import sys; print(sys.stdin.read())'
+    show = "import sys; print(sys.stdin.read())"
     world.daemon(tasks={
         "show": command(sys.executable, "-c", show, mask=["data.secret"],
                         broker_options={"stdin": "data"}),
@@ -349,7 +349,9 @@ def test_a_bad_line_is_told_by_its_number_alone(world, kind):
 
 def test_a_file_that_is_no_utf_8(world):
     """The text of a decoding error would quote bytes of it."""
-    check_mistake(world, world.file("bad.env", f"A={PLAIN}\n\xff".encode("latin-1"), 0o600), "UTF-8")
+    check_mistake(
+        world, world.file("bad.env", f"A={PLAIN}\n\xff".encode("latin-1"), 0o600), "UTF-8"
+    )
 
 
 def test_a_file_that_everybody_may_write(world):
