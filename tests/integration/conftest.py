@@ -1,13 +1,16 @@
 """Fixtures of the integration tests; `async def` tests with a time limit of their own."""
 
 import inspect
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from . import loops
+from .groups import remove_group
 from .redis_server import RedisServer
 
 TEST_TIMEOUT = 40.0  # seconds; some wait for the agent's own limits, of up to 15 s
@@ -36,6 +39,23 @@ def place():
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def control_group():
+    """A control group that is delegated as the service manager does it."""
+    mounts = [Path(part.mountpoint) for part in psutil.disk_partitions(all=True)
+              if part.fstype == "cgroup2"]  # fmt: skip
+    if not mounts:
+        pytest.skip("no control groups of version 2")
+    path = mounts[0] / f"ngcp-task-agent-test-{os.getpid()}"
+    try:
+        path.mkdir()
+        os.setxattr(path, "trusted.delegate", b"1")
+    except OSError as exc:
+        pytest.skip(f"no control groups to be made here: {exc}")
+    yield path
+    remove_group(path)
 
 
 @pytest.fixture
