@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from ngcp_task_agent import processes
+from ngcp_task_agent import namespaces, processes
 from ngcp_task_agent.confinement import Confinement
 from ngcp_task_agent.errors import BrokerError
 from ngcp_task_agent.nodes.probe import probe
@@ -50,16 +51,19 @@ def exists(path):
 
 @contextlib.contextmanager
 def mounted(place):
-    """A directory where everybody may write, with something mounted in it."""
+    """A directory where everybody may write, with something mounted in it; what is mounted
+    there shows in other namespaces, too, as everywhere on a host with systemd."""
     inner = place / "inner"
-    inner.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid", "tmpfs", inner], check=True)
+    for path in (place, inner):
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid", "tmpfs", path], check=True)
+        subprocess.run(["mount", "--make-shared", path], check=True)
     try:
         for path in (place.parent, place, inner):
             path.chmod(0o777)
         yield inner
     finally:
-        subprocess.run(["umount", inner], check=True)
+        subprocess.run(["umount", "--recursive", place], check=True)
 
 
 async def said(script, **options):
@@ -135,8 +139,10 @@ async def test_a_fork_bomb_of_root_s_is_ended():
     reason = await fails(bomb, limits={"pids": 20})
 
     assert reason == "more than 20 processes (limits.pids)"
+    began = time.monotonic()
     await all_ended()
     await until(lambda: not descendants(), what="everybody gone")
+    assert time.monotonic() - began < processes.KILL_AFTER - 1
 
 
 @in_own_process
@@ -145,6 +151,7 @@ async def test_new_privileges_are_renounced_by_default():
     look = "grep NoNewPrivs /proc/self/status"
     before = seen()
 
+    assert namespaces.has_renounced()
     assert await said(look) == ["NoNewPrivs:", "1"]
     assert await said(look, no_new_privileges=False) == ["NoNewPrivs:", "0"]
     assert await said(look, no_new_privileges=False, limits={"nice": 3}) == ["NoNewPrivs:", "0"]
@@ -232,7 +239,7 @@ async def test_descriptors_and_directory_reach_a_program_with_mounts_of_its_own(
     confinement = Confinement(private_tmp=MIB, nice=2)
 
     program = Program(
-        ["/bin/sh", "-c", f"pwd; echo hello >/dev/fd/{write_end}"],
+        ["/bin/sh", "-c", f"pwd; echo hello >/proc/self/fd/{write_end}"],
         ENV,
         cwd="/usr",
         pass_fds=(write_end,),
