@@ -105,8 +105,11 @@ class Group:
         """Move a process in, with all that it will start; one that is gone is no error.
 
         What it has started before this stays outside.
+
+        Raises:
+            OSError: It cannot be moved.
         """
-        with suppress(OSError):
+        with suppress(ProcessLookupError):
             _write(self._path, "cgroup.procs", str(pid))
 
     def limit(self, *, memory: int = 0, pids: int = 0, cpu: float = 0) -> None:

@@ -1,7 +1,7 @@
 """
 The shapes a plug-in must have. Read this file first when adding one.
 
-A plug-in imports from here and from the floors below (`processes`, `options`,
+A plug-in imports from here and from the floors below (`processes`, `confinement`, `options`,
 `messages`, `destination`, `errors`) and nothing else of this package; it is found
 by name through `registry`. Its factory is called with `Options`: it reads what it
 knows and notes mistakes there, when the file is loaded, so that a wrong file fails

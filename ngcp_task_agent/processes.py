@@ -104,7 +104,7 @@ class Program:
         self._resident = 0  # the most bytes seen, of the program alone
         self.began = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS) - 1
         with ExitStack() as undo, ExitStack() as theirs:
-            self._group = _make_group(number, confinement, undo)
+            self._group = starter.make_group(_delegation, number, confinement, undo)
             self._held = _delegation.controllers if self._group else frozenset()
             stdout = Pipe(self._loop, undo, theirs) if capture else None
             stderr: Pipe | Tail | None = None
@@ -129,11 +129,12 @@ class Program:
                 confinement,
             )
             undo.callback(_undo_start, self._popen)
-            self._pidfd = os.pidfd_open(self._popen.pid)
+            self.pid = self._popen.pid
+            self._pidfd = os.pidfd_open(self.pid)
+            undo.callback(os.close, self._pidfd)
+            if self._group is not None:
+                starter.enter(self._group, self.pid, confinement)
             undo.pop_all()
-        self.pid = self._popen.pid
-        if self._group is not None:
-            self._group.add(self.pid)
         _running[self.pid] = self
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
@@ -362,24 +363,6 @@ def sweep_soon() -> None:
 def _look() -> None:
     for program in _running.values():
         program.look()
-
-
-def _make_group(number: int, confinement: Confinement, undo: ExitStack) -> cgroups.Group | None:
-    if not _delegation.directory:
-        return None
-    try:
-        group = cgroups.Group(_delegation.directory, str(number))
-    except OSError as exc:
-        log.warning("no control group to be had: %s", exc)
-        return None
-    undo.callback(group.remove)
-    held = _delegation.controllers
-    group.limit(
-        memory=confinement.memory if "memory" in held else 0,
-        pids=confinement.pids if "pids" in held else 0,
-        cpu=confinement.cpu if "cpu" in held else 0,
-    )
-    return group
 
 
 def _undo_start(popen: subprocess.Popen[bytes]) -> None:

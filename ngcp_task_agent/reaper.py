@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
-from .pipes import READ_SIZE
-from .proctable import read_process, read_table
+from .proctable import children_of, read_process, read_table
 
 SWEEP_EVERY = 0.5  # seconds between two looks for zombies while anything runs
 ZOMBIES_AFTER = 0.4  # seconds until an adopted one is reaped
@@ -79,14 +78,9 @@ def strays(running: Collection[int]) -> list[int]:
     """The daemon's children that are not among *running*."""
     pid = os.getpid()
     try:
-        # Asked after each program, so without Python's file objects. These are the
-        # first thread's children: the kernel gives orphans to it. What other threads
+        # Those of the first thread: the kernel gives orphans to it. What other threads
         # have started is among *running*.
-        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            children = os.read(fd, READ_SIZE).split()
-        finally:
-            os.close(fd)
+        children = children_of(pid)
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         return [p.pid for p in read_table() if p.parent == pid and p.pid not in running]
-    return [child for child in map(int, children) if child not in running]
+    return [child for child in children if child not in running]

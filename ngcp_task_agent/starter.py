@@ -1,5 +1,5 @@
 """
-Starts a program in a thread that is what the program has to be.
+Starts a program in a thread that is what the program has to be, and in its control group.
 
 Mounts, niceness and the renunciation of new privileges belong to a thread, and a program
 inherits those of the thread that starts it. So bounds cost nothing where all programs share
@@ -10,17 +10,20 @@ fresh thread changes itself, starts it and ends.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
-from . import namespaces
+from . import cgroups, namespaces, proctable
 from .confinement import Confinement
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 # One thread that has not renounced: only its like can start what needs privileges.
 _free: ThreadPoolExecutor | None = None
@@ -60,6 +63,53 @@ def start(make: Callable[[], T], confinement: Confinement) -> T:
     if confinement.no_new_privileges or _free is None:
         return call()
     return _free.submit(call).result()
+
+
+def make_group(
+    delegation: cgroups.Delegation, number: int, confinement: Confinement, undo: ExitStack
+) -> cgroups.Group | None:
+    """A control group for a program, with its limits; None if there is none to be had.
+
+    Raises:
+        OSError: A limit cannot hold.
+    """
+    if not delegation.directory:
+        return None
+    try:
+        group = cgroups.Group(delegation.directory, str(number))
+    except OSError as exc:
+        log.warning("no control group to be had: %s", exc)
+        return None
+    undo.callback(group.remove)
+    held = delegation.controllers
+    try:
+        group.limit(
+            memory=confinement.memory if "memory" in held else 0,
+            pids=confinement.pids if "pids" in held else 0,
+            cpu=confinement.cpu if "cpu" in held else 0,
+        )
+    except OSError as exc:
+        raise OSError(exc.errno, f"limits cannot hold here: {exc.strerror}") from None
+    return group
+
+
+def enter(group: cgroups.Group, pid: int, confinement: Confinement) -> None:
+    """Move a program in; where the group has limits, with what it has started meanwhile.
+
+    Raises:
+        OSError: It cannot be moved, and its limits would not hold.
+    """
+    limited = confinement.memory or confinement.pids or confinement.cpu
+    try:
+        group.add(pid)
+    except OSError as exc:
+        if limited:
+            raise OSError(exc.errno, f"limits cannot hold here: {exc.strerror}") from None
+        log.warning("process %d cannot be put into its control group: %s", pid, exc.strerror)
+    if limited:
+        with suppress(FileNotFoundError):
+            for child in proctable.children_of(pid):
+                enter(group, child, confinement)
 
 
 def _change(confinement: Confinement) -> None:

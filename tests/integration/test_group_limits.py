@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ngcp_task_agent import cgroups
-from ngcp_task_agent.confinement import read_confinement
+from ngcp_task_agent.confinement import Confinement, read_confinement
 from ngcp_task_agent.errors import BrokerError
 from ngcp_task_agent.options import Options
 
@@ -112,6 +112,24 @@ async def test_processes_are_those_of_the_job(control_group):
     assert "fork" in reason.lower()
     await until(lambda: len(descendants()) == 3, 10)
     await other.end()
+
+
+@in_own_process
+async def test_who_is_started_before_the_program_is_in_its_group_follows_it(control_group):
+    """The daemon may be slow: then a program has children before it is moved in."""
+    move_into(control_group)
+    add = cgroups.Group.add
+
+    def slow_add(group, pid):
+        time.sleep(1.0)
+        add(group, pid)
+
+    cgroups.Group.add = slow_add
+    program = start("sh -c 'sleep 60 & wait' & wait", confinement=Confinement(pids=50))
+    group = control_group / groups_of_programs(control_group)[0]
+
+    assert len(group.joinpath("cgroup.procs").read_text().split()) == 3
+    await program.end()
 
 
 @in_own_process
