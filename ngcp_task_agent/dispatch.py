@@ -5,6 +5,7 @@ From a request to a job: is it for this node, is there such a task, is there roo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -232,7 +233,11 @@ class Dispatcher:
             fault = fault or excess(secrets)
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
-        job = Job(request.task, request.uuid, request.src, request.data, arguments, request.options)
+        deadline = None if wishes.timeout is None else time.time() + wishes.timeout
+        job = Job(
+            request.task, request.uuid, request.src, request.data, arguments, request.options,
+            deadline,
+        )  # fmt: skip
         self._held += size
         return Admission(task, job, node.name, wishes, fault, size, secrets)
 

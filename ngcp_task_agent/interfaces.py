@@ -111,6 +111,7 @@ class Job:
         arguments: `data` as a mapping; whoever may publish chose every byte, within
             what the task's schema allows, if it has one.
         options: The request's `options`.
+        deadline: When it is ended, in unix seconds; None for never.
     """
 
     task: str
@@ -119,6 +120,7 @@ class Job:
     data: Any = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
 
     def text(self) -> str:
         """`data` as text: a string as it is, anything else as JSON, nothing as ""."""

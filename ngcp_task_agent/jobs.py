@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .dispatch import Admission, Gate
@@ -155,6 +157,9 @@ class Run:
                 return Status.ERROR, reason if self._cancelled else f"{reason}, {NOT_STARTED}"
             self.started = time.time()
             run_timer = self._limit(self.task.run_timeout, "run time limit of {:g} s reached")
+            if self.task.run_timeout is not None:
+                ends = (self.started + self.task.run_timeout, self.job.deadline or math.inf)
+                self.job = replace(self.job, deadline=min(ends))
             try:
                 return await self._run()
             finally:

@@ -65,8 +65,9 @@ class Program:
         stdin: File descriptor to read from, or `subprocess.DEVNULL`.
         pass_fds: Further descriptors the program inherits.
         capture: Whether stdout and stderr are pipes read by `read` and `stderr`;
-            else both are the daemon's stderr.
+            else both go to `output`.
         follow: Whether stderr is read by `read_error` as it comes.
+        output: File descriptor, by default the daemon's stderr.
         confinement: The bounds within which it runs.
 
     Attributes:
@@ -92,6 +93,7 @@ class Program:
         pass_fds: Sequence[int] = (),
         capture: bool = True,
         follow: bool = False,
+        output: int = 2,
         confinement: Confinement = Confinement(),  # noqa: B008  it is frozen
     ) -> None:
         number = next(_numbers)
@@ -118,8 +120,8 @@ class Program:
                 lambda: subprocess.Popen(
                     argv,
                     stdin=stdin,
-                    stdout=stdout.theirs if stdout else 2,
-                    stderr=stderr.theirs if stderr else None,
+                    stdout=stdout.theirs if stdout else output,
+                    stderr=stderr.theirs if stderr else output,
                     env={**env, MARK: self._mark},
                     cwd=cwd or None,
                     umask=umask,

@@ -20,7 +20,7 @@ FLOORS = [
     {"dispatch", "replies", "facts", "registry", "systemd", "logs", "watch", "memory", "usage"},
     {"interfaces", "users", "processes", "output"},
     {"starter", "account"},
-    {"live", "spool", "masking", "environment", "reaper", "confinement", "schemas"},
+    {"live", "spool", "masking", "environment", "reaper", "confinement", "schemas", "context"},
     {"placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"},
     {"destination"},
@@ -30,7 +30,8 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 SHELVES = {"backends", "brokers", "storage", "nodes"}
 # All of this package that a plug-in may import, ours as well as a third party's.
 FOR_PLUG_INS = {"interfaces", "processes", "users", "options", "messages", "destination",
-                "errors", "yamlfile", "placeholders", "environment", "confinement"}  # fmt: skip
+                "errors", "yamlfile", "placeholders", "environment", "confinement",
+                "context"}  # fmt: skip
 ADDRESSES = {
     "redis": "backends/redis*.py",
     "yaml": "yamlfile.py",

@@ -1,30 +1,52 @@
 """
-Worker processes that call one plain Python function, one job at a time each.
+Worker processes that call one Python function, one job at a time each.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import socket
-import sys
+from collections.abc import Mapping
 from typing import Any
 
+from ..context import Request
+from ..environment import Environment
 from ..errors import BrokerError, MessageError
-from ..interfaces import Job
-from ..messages import decode, encode
-from ..processes import Program
-from .python_worker import HEADER
+from ..interfaces import Job, Output
+from ..messages import encode
+from ..options import Options
+from ..users import find_user
+from .python_call import FAILED, RESULT
+from .python_process import Died, Kind, Reply, Unread, Worker
+from .python_text import MAX_OUTPUT, Answer, log_failure
 
 IDLE_FOR = 60.0  # seconds a worker without work is kept
-# What the service manager has said to the daemon alone.
-NOT_THEIRS = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM")
-READ_SIZE = 256 * 1024  # bytes
+RECYCLE_JOBS = 1000  # jobs after which a worker is replaced
+RECYCLE_MEMORY = 256 * 1024 * 1024  # resident bytes after a job, likewise
 
 log = logging.getLogger(__name__)
+
+
+class Settings:
+    """Broker options that concern worker processes.
+
+    - ``as_user``, ``as_group``: whom they run as, with the user's supplementary groups
+    - ``env``, ``env_files``: added to their environment; see `environment`
+    - ``recycle_jobs``: jobs after which a worker is replaced, default 1000; 0: never
+    - ``recycle_memory``: resident bytes after a job, likewise, default 256 MiB
+    - ``max_output``: bytes that a generator may yield, default 64 MiB
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.as_user = options.text("as_user")
+        self.as_group = options.text("as_group")
+        self.environment = Environment(options)
+        self.recycle_jobs = options.integer("recycle_jobs", RECYCLE_JOBS)
+        self.recycle_memory = options.size("recycle_memory", RECYCLE_MEMORY, minimum=0)
+        self.max_output = options.size("max_output", MAX_OUTPUT)
+        # CONFINEMENT: `self.confinement = read_confinement(options)`, and its truth
+        # belongs into `needed`.
+        self.needed = any(key in options for key in ("as_user", "as_group", "env", "env_files"))
 
 
 class Pool:
@@ -33,41 +55,43 @@ class Pool:
     Args:
         callable_: ``package.module:function``.
         path: Directory to look for the module in, or empty.
+        settings: How they are started, and how long they are kept.
     """
 
-    def __init__(self, callable_: str, path: str) -> None:
+    def __init__(self, callable_: str, path: str, settings: Settings) -> None:
         self._callable = callable_
         self._path = path
-        self._idle: list[_Worker] = []
+        self._settings = settings
+        self._idle: list[Worker] = []
         self._closed = False
 
-    async def call(self, job: Job) -> Any:
+    async def call(self, job: Job, output: Output) -> None:
         """Call the function with the job's arguments.
 
         Raises:
             BrokerError: It raised, or its process died.
         """
+        call = _encode_call(job, output.followed)
+        kind = await self._kind(output)
+        worker = self._take(kind)
         try:
-            arguments = encode(dict(job.arguments))
-        except MessageError as exc:
-            raise BrokerError(f"the arguments cannot be passed on: {exc}") from exc
-        worker = self._take()
-        try:
-            kind, payload = await worker.exchange(arguments)
-        except asyncio.CancelledError:
-            await worker.end()
-            raise
-        except (OSError, EOFError) as exc:
-            reason = await worker.last_words()
-            raise BrokerError(f"the worker process of {self._callable} {reason}") from exc
-        self._put_back(worker)
-        if kind == b"R":
-            return decode(payload)
-        failure = decode(payload)
-        log.error("task %s, request %.80r: %s failed", job.task, job.uuid, self._callable)
-        for line in failure["traceback"].splitlines():
-            log.error("  %s", line)
-        raise BrokerError(failure["reason"])
+            reply = await self._do(worker, call, job, output)
+        except Unread:
+            if not worker.jobs:  # it has not even come up; another would not either
+                raise await self._death(worker, output) from None
+            worker.finish()
+            worker = self._start(kind)
+            try:
+                reply = await self._do(worker, call, job, output)
+            except Unread:
+                raise await self._death(worker, output) from None
+        output.exited(None, cpu_seconds=reply.cpu_seconds, peak_memory=reply.peak_memory)
+        self._put_back(worker, job, reply)
+        if reply.kind == RESULT:
+            output.result(reply.value)
+        elif reply.kind == FAILED:
+            log_failure(job, output, self._callable, _text(reply.value, "traceback"))
+            raise BrokerError(_text(reply.value, "reason"))
 
     def close(self) -> None:
         """End the idle workers; busy ones end after their job."""
@@ -75,86 +99,90 @@ class Pool:
         while self._idle:
             self._idle.pop().finish()
 
-    def _take(self) -> _Worker:
+    async def _kind(self, output: Output) -> Kind:
+        settings = self._settings
+        variables = settings.environment.variables()
+        output.hide(variables)
+        user = await find_user(settings.as_user, settings.as_group)
+        return Kind(self._callable, self._path, user, variables)
+
+    async def _do(self, worker: Worker, call: bytes, job: Job, output: Output) -> Reply:
+        output.runs_as(worker.kind.user.name, worker.pid)
+        answer = Answer(output, self._settings.max_output)
+        try:
+            return await worker.do(call, job, output, answer)
+        except asyncio.CancelledError:
+            try:
+                await worker.end()
+            finally:
+                output.exited(worker.returncode)
+            raise
+        except Died as exc:
+            raise await self._death(worker, output, str(exc)) from exc
+        except Unread:
+            raise
+        except BaseException:
+            worker.finish()
+            raise
+
+    async def _death(self, worker: Worker, output: Output, how: str = "") -> BrokerError:
+        words = await worker.last_words()
+        output.exited(worker.returncode)
+        return BrokerError(f"the worker process of {self._callable} {how or words}")
+
+    def _take(self, kind: Kind) -> Worker:
         while self._idle:
             worker = self._idle.pop()
             worker.keep()
-            if worker.alive:
+            # A secret that has changed asks for new workers.
+            if worker.alive and worker.kind == kind:
                 return worker
             worker.finish()
+        return self._start(kind)
+
+    def _start(self, kind: Kind) -> Worker:
         try:
-            return _Worker(self._callable, self._path)
+            return Worker(kind)
         except OSError as exc:
             raise BrokerError(f"cannot start a worker process: {exc.strerror}") from exc
+        except ValueError as exc:  # a NUL character
+            raise BrokerError(f"cannot start a worker process: {exc}") from exc
 
-    def _put_back(self, worker: _Worker) -> None:
-        if self._closed or not worker.alive:
+    def _put_back(self, worker: Worker, job: Job, reply: Reply) -> None:
+        settings, memory = self._settings, reply.memory or 0
+        spent = 0 < settings.recycle_jobs <= worker.jobs
+        if spent or 0 < settings.recycle_memory < memory:
+            log.info(
+                "task %s: worker process %d is replaced after %d jobs, with %d MiB",
+                job.task, worker.pid, worker.jobs, memory >> 20,
+            )  # fmt: skip
             worker.finish()
-            return
-        self._idle.append(worker)
-        worker.retire_later(self._retire)
+        elif self._closed or not worker.alive:
+            worker.finish()
+        else:
+            self._idle.append(worker)
+            worker.retire_later(IDLE_FOR, self._retire)
 
-    def _retire(self, worker: _Worker) -> None:
+    def _retire(self, worker: Worker) -> None:
         self._idle.remove(worker)
         worker.finish()
 
 
-class _Worker:
-    def __init__(self, callable_: str, path: str) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ours, theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._timer: asyncio.TimerHandle | None = None
-        with theirs:
-            fd = theirs.fileno()
-            argv = [
-                sys.executable, "-P", "-m", "ngcp_task_agent.brokers.python_worker",
-                str(fd), callable_, path,
-            ]  # fmt: skip
-            env = {k: v for k, v in os.environ.items() if not k.startswith(NOT_THEIRS)}
-            self._program = Program(argv, env, pass_fds=(fd,), capture=False)
+def _encode_call(job: Job, followed: bool) -> bytes:
+    request = Request(job.task, job.uuid, job.src, job.data, job.options)
+    try:
+        return encode(
+            {
+                "arguments": dict(job.arguments),
+                "request": request._asdict(),
+                "deadline": job.deadline,
+                "followed": followed,
+            }
+        )
+    except MessageError as exc:
+        raise BrokerError(f"the arguments cannot be passed on: {exc}") from exc
 
-    @property
-    def alive(self) -> bool:
-        return self._program.returncode is None
 
-    async def exchange(self, payload: bytes) -> tuple[bytes, bytes]:
-        await self._loop.sock_sendall(self._ours, HEADER.pack(b"C", len(payload)) + payload)
-        kind, length = HEADER.unpack(await self._read(HEADER.size))
-        return kind, await self._read(length)
-
-    async def _read(self, length: int) -> bytes:
-        data = bytearray()
-        while len(data) < length:
-            size = min(READ_SIZE, length - len(data))
-            piece = await self._loop.sock_recv(self._ours, size)
-            if not piece:
-                raise EOFError
-            data += piece
-        return bytes(data)
-
-    async def last_words(self) -> str:
-        await self.end()
-        code = self._program.returncode
-        if code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                return f"was killed by signal {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
-
-    def retire_later(self, retire: Any) -> None:
-        self._timer = self._loop.call_later(IDLE_FOR, retire, self)
-
-    def keep(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def finish(self) -> None:
-        self.keep()
-        self._ours.close()
-        self._program.finish()
-
-    async def end(self) -> None:
-        self.keep()
-        self._ours.close()
-        await self._program.end()
+def _text(failure: Mapping[str, Any], name: str) -> str:
+    value = failure.get(name)
+    return value if isinstance(value, str) else ""

@@ -13,7 +13,7 @@ from ngcp_task_agent.cli.check import check
 from ngcp_task_agent.errors import BrokerError, MessageError
 from ngcp_task_agent.messages import encode
 
-from .alone import open_files
+from .alone import ROOT, open_files
 from .functions import functions, workers
 from .jobs import Kept, job, python_broker
 from .waiting import until
@@ -117,14 +117,15 @@ async def test_large_arguments_reach_the_worker(place):
         assert await f.call("hello", name="ä" * 900_000) == {"hello": "ä" * 900_000}
 
 
-async def test_prints_do_not_disturb(place, capfd):
-    """stdout of a worker is the log, its answers go another way."""
+async def test_prints_do_not_disturb(place, capfd, caplog):
+    """What a worker prints is the log, its answers go another way."""
+    caplog.set_level("INFO")
     async with functions(place) as f:
         assert await f.call("prints") == "quiet"
 
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "not to be taken for an answer" in captured.err
+    assert "task ping: not to be taken for an answer" in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -244,13 +245,14 @@ async def test_a_module_of_the_same_name_elsewhere_is_not_taken(place, kind, nam
         path.parent.mkdir(parents=True)
         path.write_text(f"{kind} where():\n    return {folder!r}\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(place / "other")])
-    monkeypatch.setenv("PYTHONPATH", str(place / "other"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(place / "other"), str(ROOT))))
     broker = python_broker(callable=f"{name}:where", path=str(place / "own"))
 
     try:
         answer = await answer_of(broker)
     finally:
         await broker.close()
+        await processes.all_ended()
         for module in ("colorsys", "this_module", "package", "package.inner"):
             sys.modules.pop(module, None)
 
