@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -316,6 +317,14 @@ def test_a_bad_limit_on_a_wildcard_is_accepted_and_fails(wish):
 
     assert admission.fault.startswith("options.timeout: found ")
     assert admission.wishes.timeout == 9.5
+
+
+def test_a_job_knows_when_it_is_ended():
+    """In unix seconds, waiting included; a task without a limit has no deadline."""
+    admission = admit(dispatcher(task(timeout=60)), options={"feedback_channel": "f", "timeout": 5})
+    assert admission.job.deadline == pytest.approx(time.time() + 5, abs=2)
+
+    assert admit(dispatcher(task(timeout=None))).job.deadline is None
 
 
 def test_unknown_options_are_no_error():

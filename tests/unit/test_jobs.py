@@ -113,6 +113,19 @@ async def test_the_shorter_of_two_limits_ends_it():
     assert (await run(Waits(), 5, run_timeout=SHORT).outcome())[1].startswith("run time limit")
 
 
+async def test_a_run_time_limit_shortens_the_deadline_from_the_start():
+    """What the broker sees is when it is ended; it never gets later."""
+    for run_timeout, deadline, expected in ((60, None, 60), (60, 10, 10), (None, 10, 10)):
+        broker = Says(b"x")
+        one = run(broker, run_timeout=run_timeout)
+        now = time.time()
+        one.job = job(deadline=deadline and now + deadline)
+
+        await one.outcome()
+
+        assert broker.jobs[0].deadline == pytest.approx(now + expected, abs=2)
+
+
 async def test_no_limit_is_no_limit():
     """A task may go on for a day."""
     broker = Waits()
