@@ -21,7 +21,7 @@ from .waiting import until
 KILLS = 100
 SOURCE = """
 import os, re, socket, struct, subprocess, sys, threading, time
-from ngcp_task_agent.context import progress
+from ngcp_task_agent.context import current
 
 def pid(hold=0):
     time.sleep(hold)
@@ -70,7 +70,11 @@ def variable(name):
     return [os.environ.get(name), os.getpid()]
 
 def late():
-    threading.Thread(target=lambda: (time.sleep(0.1), progress("late"))).start()
+    context = current()
+    def say():
+        time.sleep(0.1)
+        context.progress("late")
+    threading.Thread(target=say).start()
     return os.getpid()
 
 def says(frame):
@@ -140,6 +144,15 @@ class Task:
         with pytest.raises(BrokerError) as caught:
             await self.output(output, **arguments)
         return str(caught.value)
+
+
+class Reader:
+    """A `Live` that keeps what it is told."""
+
+    text = b""
+
+    async def write(self, stream, data):
+        self.text += data
 
 
 def secretive():
@@ -289,13 +302,13 @@ async def test_too_large_a_result_is_an_error(module):
 
 async def test_a_thread_that_was_left_behind_says_nothing_in_the_next_job(module):
     """It is another client's."""
+    readers = Reader(), Reader()
     async with Task(module, "late") as task:
-        await task.output()
-        await asyncio.sleep(0.3)
-        output = Collector()
-        await task.output(output)
+        for reader in readers:
+            await task.output(Collector(live=reader))
+            await asyncio.sleep(0.3)
 
-    assert output.text.text() == ""
+    assert [reader.text for reader in readers] == [b"", b""]
 
 
 async def test_a_changed_secret_reaches_the_next_job(module):
