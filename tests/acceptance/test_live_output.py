@@ -10,7 +10,6 @@ import time
 import pytest
 
 from .harness import World, command
-from .processes import until
 from .test_local import Connection
 from .wire import FIELDS, decode
 
