@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ..confinement import read_confinement
 from ..context import Request
 from ..environment import Environment
 from ..errors import BrokerError, MessageError
@@ -24,6 +25,12 @@ IDLE_FOR = 60.0  # seconds a worker without work is kept
 RECYCLE_JOBS = 1000  # jobs after which a worker is replaced
 RECYCLE_MEMORY = 256 * 1024 * 1024  # resident bytes after a job, likewise
 
+# What the daemon's own process cannot do for one of its functions.
+FOR_WORKERS = (
+    "as_user", "as_group", "env", "env_files",
+    "limits", "private_tmp", "no_new_privileges", "read_only_paths",
+)  # fmt: skip
+
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +42,8 @@ class Settings:
     - ``recycle_jobs``: jobs after which a worker is replaced, default 1000; 0: never
     - ``recycle_memory``: resident bytes after a job, likewise, default 256 MiB
     - ``max_output``: bytes that a generator may yield, default 64 MiB
+    - ``limits``, ``private_tmp``, ``no_new_privileges``, ``read_only_paths``: of each worker;
+      see `confinement`
     """
 
     def __init__(self, options: Options) -> None:
@@ -44,9 +53,8 @@ class Settings:
         self.recycle_jobs = options.integer("recycle_jobs", RECYCLE_JOBS)
         self.recycle_memory = options.size("recycle_memory", RECYCLE_MEMORY, minimum=0)
         self.max_output = options.size("max_output", MAX_OUTPUT)
-        # CONFINEMENT: `self.confinement = read_confinement(options)`, and its truth
-        # belongs into `needed`.
-        self.needed = any(key in options for key in ("as_user", "as_group", "env", "env_files"))
+        self.confinement = read_confinement(options)
+        self.needed = any(key in options for key in FOR_WORKERS)
 
 
 class Pool:
@@ -104,7 +112,7 @@ class Pool:
         variables = settings.environment.variables()
         output.hide(variables)
         user = await find_user(settings.as_user, settings.as_group)
-        return Kind(self._callable, self._path, user, variables)
+        return Kind(self._callable, self._path, user, variables, settings.confinement)
 
     async def _do(self, worker: Worker, call: bytes, job: Job, output: Output) -> Reply:
         output.runs_as(worker.kind.user.name, worker.pid)
@@ -128,6 +136,8 @@ class Pool:
     async def _death(self, worker: Worker, output: Output, how: str = "") -> BrokerError:
         words = await worker.last_words()
         output.exited(worker.returncode)
+        if worker.limit_hit:
+            return BrokerError(worker.limit_hit)
         return BrokerError(f"the worker process of {self._callable} {how or words}")
 
     def _take(self, kind: Kind) -> Worker:

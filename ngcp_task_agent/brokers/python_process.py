@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..confinement import Confinement
 from ..errors import MessageError
 from ..interfaces import Job, Output
 from ..messages import decode
@@ -46,12 +47,14 @@ class Kind(NamedTuple):
         path: Directory to look for the module in, or empty.
         user: Whom it runs as.
         variables: Added to its environment.
+        confinement: The bounds within which it runs, for all of its jobs together.
     """
 
     callable: str
     path: str
     user: User
     variables: Mapping[str, str]
+    confinement: Confinement
 
     def environment(self) -> dict[str, str]:
         """The daemon's own, or for another user a clean one, and the task's variables."""
@@ -100,7 +103,8 @@ class Worker:
         jobs: How many it has done.
 
     Raises:
-        OSError: It could not be started.
+        OSError: It could not be started, or not be confined.
+        BrokerError: A tool that confines it is not installed.
         ValueError: A NUL character in a variable.
     """
 
@@ -131,6 +135,11 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._program.pid
+
+    @property
+    def limit_hit(self) -> str:
+        """Which limit has ended it; empty if none."""
+        return self._program.account.limit_hit
 
     @property
     def returncode(self) -> int | None:
@@ -244,11 +253,9 @@ def _start(kind: Kind, fd: int, output: int) -> Program:
         *kind.user.switch, sys.executable, "-P", "-m", "ngcp_task_agent.brokers.python_worker",
         str(fd), kind.callable, kind.path,
     ]  # fmt: skip
-    # CONFINEMENT: what `confinement.read_confinement(options)` has returned becomes an
-    # attribute of `Kind`, and is handed over here as `Program(..., confinement=...)`.
     return Program(
         argv, kind.environment(), cwd="/" if kind.user.switch else "", pass_fds=(fd,),
-        capture=False, output=output,
+        capture=False, output=output, confinement=kind.confinement,
     )  # fmt: skip
 
 

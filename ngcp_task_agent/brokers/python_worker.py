@@ -211,15 +211,14 @@ class _Usage:
     """What one job takes of this process."""
 
     def __init__(self) -> None:
-        with contextlib.suppress(OSError):
-            _proc("clear_refs", b"5")  # the peak starts anew, see proc_pid_clear_refs(5)
         self._cpu = self._cpu_seconds()
 
     def told(self) -> bytes:
-        """JSON: processor seconds with those of ended children; bytes now, at most."""
+        """JSON: processor seconds with those of ended children; bytes now, and at most
+        since the process began."""
         found = {"cpu": round(self._cpu_seconds() - self._cpu, 6)}
         with contextlib.suppress(OSError, ValueError):
-            status = _proc("status")
+            status = _read_proc("status")
             for name, word in (("memory", b"\nVmRSS:"), ("peak", b"\nVmHWM:")):
                 found[name] = int(status.split(word, 1)[-1].split(b"kB", 1)[0]) * 1024
         return encode(found)
@@ -229,11 +228,11 @@ class _Usage:
         return time.process_time() + sum(os.times()[2:4])
 
 
-def _proc(name: str, text: bytes = b"") -> bytes:
-    """Write *text* to a file of /proc/self, or read it; without Python's file objects."""
-    fd = os.open(f"/proc/self/{name}", (os.O_WRONLY if text else os.O_RDONLY) | os.O_CLOEXEC)
+def _read_proc(name: str) -> bytes:
+    """A file of /proc/self; without Python's file objects."""
+    fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return b"" if text and os.write(fd, text) else os.read(fd, 4096)
+        return os.read(fd, 4096)
     finally:
         os.close(fd)
 
