@@ -142,7 +142,7 @@ class Agent:
         works = [run.work for run in runs if run.work is not None]
         if works:
             await asyncio.wait(works)
-        return [run.record() for run in runs if run.status is Status.ERROR]
+        return [run.record() for run in runs if run.cancelled]
 
     async def answered(self, backend: Backend) -> None:
         """Wait until the jobs that have come by *backend* are answered."""

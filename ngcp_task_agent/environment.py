@@ -94,7 +94,7 @@ class _File:
             return file.read(LARGEST + 1).decode("utf-8")
 
     def _variables(self, text: str) -> Iterator[tuple[str, str]]:
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             line = line.strip()
             if not line or line[0] in "#;":
                 continue

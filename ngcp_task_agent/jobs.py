@@ -17,6 +17,8 @@ from .interfaces import Broker, Job
 from .messages import Status
 from .output import Collector
 
+LONGEST_REASON = 4096  # characters; more is no reason but a text
+LONGEST_RECORDED = 500  # characters of it kept once the job is over
 LONGEST_NAME = 200  # characters of a client's texts kept once the job is over
 NOT_STARTED = "before it was started"
 SETTLE = 0.25  # seconds a broker that is told to end may delay the answer
@@ -108,13 +110,19 @@ class Run:
             await self.output.finish()
         except BrokerError as exc:  # the disk is full
             self.status, reason = Status.ERROR, str(exc)
-        self.reason = self.output.masked(reason)
+        self.reason = _cut(self.output.masked(reason), LONGEST_REASON)
         self.ended = time.time()
         return self.status, self.reason
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it has ended for that, and not by itself in the same moment."""
+        return self._cancelled and self.reason == self.output.masked(self._over.result())
+
     def fail(self, reason: str) -> tuple[Status, str]:
         """It turned out to be an error after all."""
-        self.status, self.reason = Status.ERROR, self.output.masked(reason)
+        reason = _cut(self.output.masked(reason), LONGEST_REASON)
+        self.status, self.reason = Status.ERROR, reason
         return self.status, self.reason
 
     def result(self) -> dict[str, Any]:
@@ -135,7 +143,8 @@ class Run:
         """What is known of it at the moment."""
         output, job = self.output, self.job
         return Record(
-            job.uuid[:LONGEST_NAME], job.task, job.src[:LONGEST_NAME], self._state(), self.reason,
+            job.uuid[:LONGEST_NAME], job.task, job.src[:LONGEST_NAME], self._state(),
+            _cut(self.reason, LONGEST_RECORDED),
             self.queued, self.started, self.ended, output.user, output.pid,
             _exit_code(output.code), _signal(output.code), output.cpu_seconds, None,
             output.peak_memory, output.text.taken,
@@ -222,6 +231,10 @@ class Run:
 
 async def _call(broker: Broker, job: Job, output: Collector) -> None:
     await broker.run(job, output)  # in here even a `run` that is no coroutine is only a bug
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _exit_code(code: int | None) -> int | None:

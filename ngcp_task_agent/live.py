@@ -141,15 +141,16 @@ class _Stream:
 
     def take(self) -> tuple[int, str]:
         """The offset and the text of the next piece."""
-        size = len(self.held)
+        size = min(len(self.held), LONGEST)
         while True:
             head = bytes(self.held[:size])
             if size < len(self.held) or not self.last:
                 head = head[: _whole(head)] or head
             text = head.decode("utf-8", "replace")
-            if len(encode(text)) <= LONGEST:
+            length = len(encode(text))
+            if length <= LONGEST:
                 break
-            size //= 2
+            size = min(size - 1, size * LONGEST // length)
         offset = self._offset
         self._offset += len(head)
         del self.held[: len(head)]

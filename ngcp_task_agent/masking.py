@@ -198,6 +198,16 @@ def _forms(value: str) -> Iterator[bytes]:
     texts = {value, value.strip()}
     texts.update(line for line in value.splitlines() if len(line) >= SHORTEST_LINE)
     for text in texts - {""}:
+        as_json = encode(text.encode("utf-8", "replace").decode())[1:-1]
         yield text.encode("utf-8", "surrogatepass")
-        yield encode(text.encode("utf-8", "replace").decode())[1:-1]
+        yield as_json
+        yield "".join(map(_escaped, as_json.decode())).encode()
         yield repr(text)[1:-1].encode("utf-8", "replace")
+
+
+def _escaped(letter: str) -> str:
+    """As those write JSON who trust in ASCII only."""
+    if letter.isascii():
+        return letter
+    code = letter.encode("utf-16-be").hex()
+    return "".join(f"\\u{code[at : at + 4]}" for at in range(0, len(code), 4))

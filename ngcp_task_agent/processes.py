@@ -34,6 +34,7 @@ KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
 HUNT = 0.01  # seconds at a time spent on children that fork faster than one can look
 COUNT_EVERY = 0.1  # seconds between two counts where no limit of the kernel's holds
+FRESH = 0.01  # seconds that one look at all processes serves
 LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
 LOOK_SELDOM = 0.1  # seconds between them, later
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
@@ -51,6 +52,11 @@ _running: dict[int, Program] = {}
 # Two more facts of the whole process, set by `adopt_orphans`.
 _delegation = cgroups.Delegation()
 _reaper: Reaper | None = None
+
+# The last look at all processes, and the marks read since.
+_looked: Mapping[int, Process] = {}
+_look_at = -1.0  # monotonic seconds
+_marks: dict[tuple[int, int], str] = {}
 
 
 class Program:
@@ -220,17 +226,21 @@ class Program:
         _signal(members, signal.SIGKILL)
         # Who forks and ends all the time is gone before a look at all processes is
         # over. Each such step makes the new one the daemon's own child: a short list.
-        hunted = time.monotonic() + HUNT
-        while time.monotonic() < hunted:
+        hunted, seen = time.monotonic() + HUNT, True
+        while seen and time.monotonic() < hunted:
+            seen = False
             for pid in strays(_running):
-                with suppress(OSError):
+                try:
                     child = read_process(pid)
                     if child.state not in "ZX" and self._left_behind(child):
+                        seen = True
                         os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    seen = True  # gone between two looks: that is one of those
 
     def _members(self) -> list[Process]:
         """Everyone alive who belongs to this program; the dead ones are reaped."""
-        table = {process.pid: process for process in read_table()}
+        table = _table()
         self._reap(table)
         group = self._group.pids() if self._group is not None else set()
         ours = [
@@ -268,7 +278,7 @@ class Program:
             return False  # another program's, or a child that a plug-in has started itself
         if self.pid in (child.session, child.group):
             return True
-        mark = variable_of(child.pid, MARK)
+        mark = _mark_of(child)
         if mark:
             return mark == self._mark
         others = (p for p in _running.values() if p is not self and p._stdout is not None)
@@ -372,6 +382,24 @@ def _undo_start(popen: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(popen.pid, signal.SIGKILL)
     popen.wait()
+
+
+def _table() -> Mapping[int, Process]:
+    """All processes; many trees that are ended at once share one look."""
+    global _look_at, _looked
+    now = time.monotonic()
+    if now - _look_at > FRESH:
+        _looked = {process.pid: process for process in read_table()}
+        _marks.clear()
+        _look_at = time.monotonic()
+    return _looked
+
+
+def _mark_of(child: Process) -> str:
+    key = (child.pid, child.started)
+    if key not in _marks:
+        _marks[key] = variable_of(child.pid, MARK)
+    return _marks[key]
 
 
 async def all_ended() -> None:

@@ -77,9 +77,10 @@ class CommandBroker:
         try:
             errors = await self._read(program, output)
             code = await program.wait()
-        except asyncio.CancelledError:
-            await output.write_error(program.stderr)
-            await program.end()
+        except BaseException as exc:
+            await output.write_error(program.stderr)  # empty where it has been followed
+            if isinstance(exc, asyncio.CancelledError):
+                await program.end()
             raise
         finally:
             program.finish()  # never holds up the answer
@@ -92,7 +93,7 @@ class CommandBroker:
         if program.account.limit_hit:
             raise BrokerError(program.account.limit_hit)
         if code not in self._ok:
-            if len(errors) >= ERRORS_KEPT:  # cut, and so perhaps in the middle of a secret
+            if output.masks and len(errors) >= ERRORS_KEPT:  # cut, perhaps within a secret
                 errors = errors.partition(b"\n")[2]
             raise BrokerError(_describe(code, output.masked(errors.decode("utf-8", "replace"))))
 
@@ -123,6 +124,8 @@ class CommandBroker:
                 output.cut(FLOOD_SHOWN)
                 raise BrokerError(f"more than {self._max_output} bytes of output (max_output)")
             await output.write(piece)
+            if output.masks:  # which takes its time
+                await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Nothing outlives a job."""

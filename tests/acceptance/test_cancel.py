@@ -51,6 +51,7 @@ def cancel_tasks(world, marker):
         "limited": command(deaf, marker, timeout=0.5),
         "quick": command(quick, max_running=8),
         "talks": command(talks, marker, timeout=300),
+        "large": command("/usr/bin/head", "-c", 8_000_000, "/dev/zero"),
         "floods": command("/usr/bin/yes", marker, timeout=300),
         "sync": redis_task("python", {"callable": "cancelled_tasks:sync", **options}, timeout=90),
         "coroutine": redis_task(
@@ -96,9 +97,10 @@ def begin(listener, task, **fields):
 def check_cancelled(listener, ref, answer):
     """The job is answered with one error, its canceller with one done."""
     bodies = listener.talk(ref)
-    assert [body["status"] for body in bodies if body["status"] != "progress"] == [
-        "accepted", "error",
-    ]  # fmt: skip
+    assert bodies[0]["status"] == "accepted"
+    # A large output comes with its error in several parts.
+    assert {body["status"] for body in bodies[1:]} <= {"progress", "error"}
+    assert listener.ended(ref) == 1
     assert bodies[-1]["reason"] == "cancelled by admin01"
     assert [body["status"] for body in answer] == ["accepted", "done"], answer
     assert all(set(body) == FIELDS for body in answer)
@@ -167,57 +169,63 @@ def cancel_rest(listener):
 
 
 @pytest.mark.concurrency
-@pytest.mark.parametrize("busy", [False, True], ids=["quiet", "beside two busy loops"])
 @pytest.mark.parametrize(
-    "count", [1, pytest.param(20, marks=pytest.mark.xfail(reason=SLOW, strict=False))]
+    ("count", "loops"),
+    [
+        (1, 2),
+        pytest.param(20, 2, marks=pytest.mark.xfail(reason=SLOW, strict=False)),
+    ],
 )
-def test_a_deaf_tree_is_gone_within_grace_and_a_second(node, ear, count, busy):
+def test_a_deaf_tree_is_gone_within_grace_and_a_second(node, ear, count, loops):
     """TERM, five seconds, KILL: three levels, one in a session of its own, none heeds TERM."""
-    loop = [sys.executable, "-S", "-c", "while True: pass"]
-    loops = [subprocess.Popen(loop) for _ in range(2 if busy else 0)]
-    try:
-        refs = ear.send_all([ear.make("deaf", "sp1") for _ in range(count)])
-        until(lambda: len(marked(node.marker)) >= count * DEAF_SIZE, 15, "the trees")
+    refs, cancels, seconds = cancel_trees(node, ear, count, loops)
 
-        begun = time.monotonic()
-        cancels = ear.send_all(
-            [ear.make("agent.cancel", "sp1", data={"ref": ref}, src="admin01") for ref in refs]
-        )
-        ear.talk_all([*refs, *cancels], seconds=15)
-        ended = max(ear.at(ref, "done", "error") for ref in cancels) - begun
-        answered = max(ear.at(ref, "done", "error") for ref in refs) - begun
-        alive = survivors(node.marker)
-    finally:
-        for process in loops:
-            process.kill()
-            process.wait(5)
-
-    print(f"{count} trees: answered after {answered:.2f} s, all gone after {ended:.2f} s")
-    assert alive == set()
     for ref, answer in zip(refs, cancels, strict=True):
         check_cancelled(ear, ref, ear.of(answer))
-    assert answered < 2 * QUICK
-    assert GRACE - 0.1 < ended < GRACE + 1
+    assert GRACE - 0.1 < seconds < GRACE + 1
 
 
 @pytest.mark.concurrency
-def test_others_are_answered_while_twenty_trees_are_being_ended(node, ear):
-    """Looking for the members of twenty trees takes time, and not that of who asks."""
-    refs = ear.send_all([ear.make("deaf", "sp1") for _ in range(20)])
-    until(lambda: len(marked(node.marker)) >= 20 * DEAF_SIZE, 15, "the trees")
-    cancels = ear.send_all([ear.make("agent.cancel", "sp1", data={"ref": ref}) for ref in refs])
-    pings = []
-    while not all(ear.ended(ref) for ref in cancels):
-        begun = time.monotonic()
-        ping = ear.send("agent.ping", "sp1")
-        ear.talk(ping)
-        pings.append(ear.at(ping, "accepted") - begun)
-        ear.hear(0.02)
+def test_twenty_deaf_trees_leave_nobody_and_hold_nobody_up(node, ear):
+    """However long it takes: no survivor, prompt errors, and others are accepted meanwhile."""
+    refs, cancels, seconds = cancel_trees(node, ear, 20, 0, ping=True)
 
-    median = statistics.median(pings)
-    print(f"{len(pings)} pings, accepted: median {median:.4f} s, slowest {max(pings):.4f} s")
-    assert median < 0.1
+    for ref, answer in zip(refs, cancels, strict=True):
+        check_cancelled(ear, ref, ear.of(answer))
+        assert ear.at(ref, "error") - ear.sent[answer] < 2 * QUICK
+    assert seconds < GRACE + 4
+
+
+def cancel_trees(node, listener, count, loops, ping=False):
+    """Plant and cancel *count* trees beside *loops* busy loops; return when all was answered."""
+    busy = [sys.executable, "-S", "-c", "while True: pass"]
+    beside = [subprocess.Popen(busy) for _ in range(loops)]
+    pings = [0.0]
+    try:
+        refs = listener.send_all([listener.make("deaf", "sp1") for _ in range(count)])
+        until(lambda: len(marked(node.marker)) >= count * DEAF_SIZE, 15, "the trees")
+        begun = time.monotonic()
+        cancels = listener.send_all(
+            [listener.make("agent.cancel", "sp1", data={"ref": ref}, src="admin01") for ref in refs]
+        )
+        while ping and not all(listener.ended(ref) for ref in cancels):
+            asked = listener.send("agent.ping", "sp1")
+            listener.talk(asked)
+            pings.append(listener.at(asked, "accepted") - listener.sent[asked])
+            listener.hear(0.02)
+        listener.talk_all([*refs, *cancels], seconds=15)
+        seconds = max(listener.at(ref, "done", "error") for ref in cancels) - begun
+        alive = survivors(node.marker)
+    finally:
+        for process in beside:
+            process.kill()
+            process.wait(5)
+    print(f"{count} trees beside {loops} loops: all gone after {seconds:.2f} s; pings: median "
+          f"{statistics.median(pings):.4f} s, slowest {max(pings):.4f} s")  # fmt: skip
+    assert alive == set()
+    assert statistics.median(pings) < 0.1
     assert max(pings) < QUICK
+    return refs, cancels, seconds
 
 
 @pytest.mark.concurrency
@@ -235,6 +243,24 @@ def test_a_cancel_of_a_job_that_is_held_back(node):
         assert bodies[-1]["status"] == "done", bodies
         assert survivors(node.marker) == set()
         assert deaf.end_of_progress(ref)["reason"] == "cancelled by admin01"
+
+
+@pytest.mark.xfail(reason="a job that has a status and is not forgotten yet is 'not known'")
+def test_a_job_whose_answer_is_not_taken(node):
+    """A client that reads nothing of a large result: the job is listed, and so it is known."""
+    daemon = node.daemons[0]
+    with Connection(daemon.socket) as deaf, Connection(daemon.socket) as admin:
+        ref = deaf.send("large")
+        until(lambda: state_of(admin, ref) == "done", 5, "the end of the program")
+        bodies = admin.end_of(admin.send("agent.cancel", data={"ref": ref}))
+
+        assert bodies[-1]["status"] == "error"
+        assert "not known" not in bodies[-1]["reason"]
+
+
+def state_of(client, ref):
+    bodies = client.end_of(client.send("agent.jobs", data={"ref": ref}))
+    return next((job["state"] for job in bodies[-1]["data"]), "")
 
 
 @pytest.mark.parametrize("ref", [
@@ -316,7 +342,7 @@ def test_a_request_that_two_nodes_run_is_cancelled_on_both(node, ear):
     assert sorted(ear.statuses(ref)) == ["accepted", "accepted", "error", "error"]
 
 
-@pytest.mark.parametrize("task", ["sleeps", "deaf"])
+@pytest.mark.parametrize("task", ["sleeps", "talks"])
 def test_twice_at_once(node, ear, task):
     """One error for the job; each of the two gets one answer, and none before its end."""
     ref = begin(ear, task)

@@ -12,7 +12,6 @@ from .processes import until
 
 pytestmark = pytest.mark.redis
 
-NONE = "-"  # the argument of a program that gets no further one
 PLAIN = "hunter2-correct-horse"
 # Name → what stands in the environment, or in the request's data.
 SECRETS = {
@@ -45,7 +44,9 @@ show(1, token[len(token) // 2:] + b'x'); show(2, token[-1:] + b'x')
     "fails_late": "show(2, b'y' * 490 + token + b'z' * 90); sys.exit(3)",
     "fails_long": "show(2, token * (99999 // len(token))); sys.exit(3)",
     "tail": "show(2, b'.' * 999 + token + b'.' * (65536 - len(token) // 2)); sys.exit(3)",
-    "tail_line": "show(2, b'.' * 999 + token + b'.' * (65530 - len(token) // 2) + b'\\n!'); sys.exit(3)",
+    "tail_line": """
+show(2, b'.' * 999 + token + b'.' * (65530 - len(token) // 2) + b'\\n!'); sys.exit(3)
+""",
     "borders": """
 for n in (4095, 4096, 65535, 65536, 262143, 262144):
     show(1, b'.' * (n - len(token) // 2) + token)
@@ -80,9 +81,9 @@ def secret_tasks(world):
         options = {"max_output": 1_000_000} if name == "flood" else {}
         script = world.file(f"show_{name}.py", HEAD + text)
         for kind, value in SECRETS.items():
-            env = {"env": {"TOKEN": value}} if "\n" in value else {
-                "env_files": [str(world.file(f"{kind}.env", f"# ours\nTOKEN={quoted(value)}\n", 0o600))]
-            }  # fmt: skip
+            file = world.file(f"{kind}.env", f"# ours\nTOKEN={quoted(value)}\n", 0o600)
+            # A file of variables has no values of several lines.
+            env = {"env": {"TOKEN": value}} if "\n" in value else {"env_files": [str(file)]}
             tasks[f"{name}_{kind}"] = command(
                 sys.executable, "-S", script, broker_options={**env, **options},
                 mask=["TOKEN"], **limit,
@@ -140,21 +141,23 @@ def check(node, listener, refs, secrets):
     return heard
 
 
-@pytest.mark.parametrize("options", [{}, LIVE, {"result": True}, BOTH], ids=repr)
 @pytest.mark.parametrize("name", SNIPPETS)
-def test_a_secret_in_the_environment_never_gets_out(node, ear, name, options):
+def test_a_secret_in_the_environment_never_gets_out(node, ear, name):
     """However it is written: no output, reason, result, log line or list of jobs shows it."""
-    if name == "flood" and "stream" in options:
-        options = {**options, "timeout": 1.5}
-    refs = {kind: ear.send(f"{name}_{kind}", "sp1", options=options) for kind in SECRETS}
-    heard = check(node, ear, list(refs.values()), SECRETS.values())
+    asked = {}
+    for options in ({}, LIVE, {"result": True}, BOTH):
+        for kind in SECRETS:
+            # The flood is more than can be read along in the time.
+            limit = {"timeout": 1.5} if name == "flood" else {}
+            ref = ear.send(f"{name}_{kind}", "sp1", options={**options, **limit})
+            asked[ref] = (options, kind)
+    heard = check(node, ear, list(asked), SECRETS.values())
 
-    # A line of stderr that is longer than what is kept of it is no reason, nor in `data`.
-    if options or name not in ("fails_long", "tail", "tail_line"):
-        assert any("***" in text for text in heard)
-    for kind, ref in refs.items():
+    assert any("***" in text for text in heard)
+    for ref, (options, kind) in asked.items():
         last = ear.of(ref)[-1]
         assert last["status"] in ("done", "error")
+        assert ("result" in last) == ("result" in options)
         if name == "echo":
             assert last["data"] == "is *** that\n", kind
         if name == "fails":
@@ -215,8 +218,8 @@ def test_masks_of_numbers_lists_and_objects(world):
         "show": command(sys.executable, "-c", show, mask=["data.secret"],
                         broker_options={"stdin": "data"}),
     })  # fmt: skip
-    data = {"secret": {"pin": 471147, "list": ["alpha-1", {"deep": "beta-2"}], "on": True, "no": None},
-            "open": "gamma-3"}  # fmt: skip
+    items = ["alpha-1", {"deep": "beta-2"}]
+    data = {"secret": {"pin": 471147, "list": items, "on": True, "no": None}, "open": "gamma-3"}
     answer = world.listen().ask("show", "sp1", data=data)[-1]["data"]
 
     assert json.loads(answer.replace(":***", ': "***"')) == {
@@ -244,6 +247,19 @@ def test_a_line_end_after_a_secret_hides_it_no_less(world):
     assert PLAIN not in listener.ask("words", "sp1", data={"extra_args": LINE_END})[-1]["data"]
 
 
+@pytest.mark.xfail(reason="of the forms of JSON, only the one with plain UTF-8 is known")
+def test_a_secret_as_json_of_ascii_characters(world):
+    """What Python, PHP and jq -a write by default: \\u00e9 for é."""
+    show = "import json, os; print(json.dumps({'t': os.environ['TOKEN']}))"
+    world.daemon(tasks={
+        "show": command(sys.executable, "-c", show, mask=["TOKEN"],
+                        broker_options={"env": {"TOKEN": SECRETS["unicode"]}}),
+    })  # fmt: skip
+    data = world.listen().ask("show", "sp1")[-1]["data"]
+
+    assert json.loads(data) != {"t": SECRETS["unicode"]}
+
+
 def test_a_mask_of_nothing_that_could_be_is_a_mistake_in_the_file(world):
     """A name that is misspelt must not leave a secret open unnoticed."""
     daemon = world.daemon(tasks={"bad": command("/bin/true", mask=["data."])})
@@ -252,7 +268,7 @@ def test_a_mask_of_nothing_that_could_be_is_a_mistake_in_the_file(world):
     assert world.listen().ask("bad", "sp1")[-1]["status"] == "rejected"
 
 
-# Name → what the client wants hidden; the program prints two hundred kilobytes of `a`, and text.
+# Name → what the client wants hidden; the program prints 1.5 MB of `a`, and text.
 HOSTILE = {
     "a letter sixty thousand times": "a" * 60_000,
     "700 kB": "ab" * 350_000,
@@ -262,6 +278,8 @@ HOSTILE = {
 }
 SLOW = {
     "a letter sixty thousand times": "all places of a secret that overlaps itself are looked for",
+    "700 kB": "looking for the beginning of a secret takes the square of its length",
+    "a letter": "as long as the pipe is full, nobody else gets a turn before the first MiB",
     "thirty thousand": "each secret is looked for by itself, in the event loop",
 }
 
@@ -273,7 +291,7 @@ SLOW = {
 ])  # fmt: skip
 def test_masks_of_a_hostile_request_hold_nobody_up(world, kind):
     """The client chooses what is to be hidden, and how much of it."""
-    lines = world.file("lines", "a" * 200_000 + "\nsome text\n" * 10_000)
+    lines = world.file("lines", "a" * 1_500_000 + "\nsome text\n" * 10_000)
     daemon = world.daemon(tasks={"show": command("/bin/cat", lines, mask=["data.secret"])})
     listener = world.listen()
     slowest = []
@@ -421,8 +439,11 @@ def test_a_file_that_is_missing_from_the_start_is_a_mistake_of_the_task(world):
 
 def test_what_a_file_of_variables_may_hold(world):
     """As systemd.exec(5) has it: comments, quotes, blanks; the last one wins."""
-    first = world.file("first.env", f"# c\n; c\nA=1\nB = two words \nC='a  b'\nD=\"x'y\"\nE=\n"
-                       f"G={SECRETS['unicode']}\nA=last\nT={quoted(SECRETS['quotes'])}\n", 0o600)  # fmt: skip
+    text = (
+        "# c\n; c\nA=1\nB = two words \nC='a  b'\nD=\"x'y\"\nE=\n"
+        f"G={SECRETS['unicode']}\nA=last\nT={quoted(SECRETS['quotes'])}\n"
+    )
+    first = world.file("first.env", text, 0o600)
     second = world.file("second.env", "F=second\nB=over\n", 0o640)
     world.daemon(tasks={"show": command("/usr/bin/env", broker_options={
         "env": {"F": "fixed", "H": "fixed"}, "env_files": [str(first), str(second)]})})  # fmt: skip
