@@ -17,7 +17,7 @@ from .interfaces import Backend, Delivery
 from .jobs import Record, Run
 from .live import Live
 from .logs import Throttle
-from .messages import Request, Response, Status, decode_request, encode_response
+from .messages import Request, Response, decode_request, encode_response
 from .output import Collector
 from .processes import GIVE_UP_AFTER, KILL_AFTER
 from .replies import Replies

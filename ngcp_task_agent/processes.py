@@ -27,14 +27,13 @@ from . import cgroups, namespaces, proctable, starter
 from .account import Account, draw_up
 from .confinement import Confinement
 from .pipes import Pipe, Tail
-from .proctable import Process, open_files_of, read_process, read_table, variable_of
+from .proctable import Look, Process, open_files_of, read_process
 from .reaper import Reaper, strays
 
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 GIVE_UP_AFTER = 5.0  # seconds of SIGKILL; a process in the kernel's hands may not end
 HUNT = 0.01  # seconds at a time spent on children that fork faster than one can look
 COUNT_EVERY = 0.1  # seconds between two counts where no limit of the kernel's holds
-FRESH = 0.01  # seconds that one look at all processes serves
 LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
 LOOK_SELDOM = 0.1  # seconds between them, later
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
@@ -53,10 +52,7 @@ _running: dict[int, Program] = {}
 _delegation = cgroups.Delegation()
 _reaper: Reaper | None = None
 
-# The last look at all processes, and the marks read since.
-_looked: Mapping[int, Process] = {}
-_look_at = -1.0  # monotonic seconds
-_marks: dict[tuple[int, int], str] = {}
+_present = Look()  # shared by many trees that are ended at once
 
 
 class Program:
@@ -165,7 +161,10 @@ class Program:
         """The next piece of stdout; empty at its end, or once the program has ended
         and a child of it that holds on to the pipe says nothing more."""
         assert self._stdout is not None
-        return await self._stdout.read()
+        piece = await self._stdout.read()
+        if piece and not self._resident:  # it may be over before the next sweep
+            self.look()
+        return piece
 
     async def read_error(self) -> bytes:
         """The next piece of stderr where it is followed; see `read`."""
@@ -240,7 +239,7 @@ class Program:
 
     def _members(self) -> list[Process]:
         """Everyone alive who belongs to this program; the dead ones are reaped."""
-        table = _table()
+        table = _present.table()
         self._reap(table)
         group = self._group.pids() if self._group is not None else set()
         ours = [
@@ -278,7 +277,7 @@ class Program:
             return False  # another program's, or a child that a plug-in has started itself
         if self.pid in (child.session, child.group):
             return True
-        mark = _mark_of(child)
+        mark = _present.variable_of(child, MARK)
         if mark:
             return mark == self._mark
         others = (p for p in _running.values() if p is not self and p._stdout is not None)
@@ -382,24 +381,6 @@ def _undo_start(popen: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(popen.pid, signal.SIGKILL)
     popen.wait()
-
-
-def _table() -> Mapping[int, Process]:
-    """All processes; many trees that are ended at once share one look."""
-    global _look_at, _looked
-    now = time.monotonic()
-    if now - _look_at > FRESH:
-        _looked = {process.pid: process for process in read_table()}
-        _marks.clear()
-        _look_at = time.monotonic()
-    return _looked
-
-
-def _mark_of(child: Process) -> str:
-    key = (child.pid, child.started)
-    if key not in _marks:
-        _marks[key] = variable_of(child.pid, MARK)
-    return _marks[key]
 
 
 async def all_ended() -> None:

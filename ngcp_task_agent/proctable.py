@@ -5,11 +5,15 @@ The process table, as proc(5) shows it. Only looks, never touches.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
 _LONGEST = 256 * 1024  # bytes of such a list
+
+
+FRESH = 0.01  # seconds
 
 
 class Process(NamedTuple):
@@ -56,6 +60,35 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in os.read(fd, _LONGEST).split()]
     finally:
         os.close(fd)
+
+
+class Look:
+    """A look at all processes that serves for `FRESH` seconds."""
+
+    def __init__(self) -> None:
+        self._taken = -FRESH
+        self._table: Mapping[int, Process] = {}
+        self._variables: dict[tuple[int, int, str], str] = {}
+
+    def table(self) -> Mapping[int, Process]:
+        """Every process, by pid; a moment old at most."""
+        if not self._is_fresh():
+            self._table = {process.pid: process for process in read_table()}
+            self._variables = {}
+            self._taken = time.monotonic()
+        return self._table
+
+    def variable_of(self, process: Process, name: str) -> str:
+        """See `variable_of`; read once in a look."""
+        if not self._is_fresh():
+            return variable_of(process.pid, name)
+        key = (process.pid, process.started, name)
+        if key not in self._variables:
+            self._variables[key] = variable_of(process.pid, name)
+        return self._variables[key]
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() - self._taken < FRESH
 
 
 def user_of(pid: int) -> int:

@@ -21,6 +21,7 @@ from .http_url import Target
 MAX_OUTPUT = 64 * 1024 * 1024  # bytes of the body; beyond, the connection is closed
 FLOOD_SHOWN = 256 * 1024  # bytes of such a body that are sent with the error
 REASON_LENGTH = 500  # characters of the body quoted in a reason
+BEGINNING = 4 * REASON_LENGTH  # bytes of it looked at for that
 _RANGE = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
 
 
@@ -70,7 +71,7 @@ class HttpBroker:
         async with exchange(call, self._reach) as answer:
             beginning = await self._read(answer, output)
         if answer.status not in self._ok:
-            raise BrokerError(_describe(answer, beginning))
+            raise BrokerError(_describe(answer, beginning, output))
 
     async def close(self) -> None:
         """Nothing outlives a job."""
@@ -84,10 +85,10 @@ class HttpBroker:
                 output.cut(FLOOD_SHOWN)
                 flood = f"more than {self._max_output} bytes of output (max_output)"
                 if answer.status not in self._ok:
-                    flood = f"{_describe(answer, beginning)}; {flood}"
+                    flood = f"{_describe(answer, beginning, output)}; {flood}"
                 raise BrokerError(flood)
-            if len(beginning) < 4 * REASON_LENGTH:
-                beginning += piece[: 4 * REASON_LENGTH]
+            if len(beginning) < BEGINNING:
+                beginning += piece[:BEGINNING]
             await output.write(piece)
         return beginning
 
@@ -124,7 +125,7 @@ def _statuses(options: Options) -> frozenset[int]:
     return frozenset(codes)
 
 
-def _describe(answer: Answer, body: bytes) -> str:
+def _describe(answer: Answer, body: bytes, output: Output) -> str:
     """What an answer with another status says, shortly and on one line."""
     word = _line(answer.reason, 100)
     if not word and answer.status in HTTPStatus._value2member_map_:
@@ -133,9 +134,10 @@ def _describe(answer: Answer, body: bytes) -> str:
     if word:
         lines.append(word)
     if 300 <= answer.status < 400 and answer.location:
-        lines.append(f"redirected to {_line(answer.location, 200)}")
-    text = body.decode("utf-8", "replace").strip().splitlines()
-    if text:
+        lines.append(f"redirected to {_line(output.masked(answer.location), 200)}")
+    text = output.masked(body.decode("utf-8", "replace")).strip().splitlines()
+    # A beginning may end in the middle of a secret.
+    if text and not (output.masks and len(body) >= BEGINNING):
         lines.append(_line(text[0], REASON_LENGTH))
     return ": ".join(lines)
 

@@ -153,7 +153,6 @@ def test_what_a_running_tree_uses_is_plausible(ear):
     assert second["output_bytes"] in (1000, 2000)
 
 
-@pytest.mark.xfail(reason="what a command has used is not kept after its end")
 def test_what_a_command_has_used_is_known_after_its_end(ear):
     """The night's most expensive job is looked for in the morning."""
     ref = begin(ear, "lines")
@@ -226,7 +225,6 @@ def test_a_long_line_of_stderr_is_cut_in_the_list(ear):
     assert len(job(ear, ref)["reason"]) < 1000
 
 
-@pytest.mark.xfail(reason="a reason is kept whole; only stderr's last line is cut")
 def test_a_long_exception_is_cut_in_the_list(node, ear):
     """A thousand of one megabyte each would be a gigabyte."""
     before = node.daemons[0].rss
@@ -258,7 +256,6 @@ def test_one_job_alone_can_be_asked_for(ear):
     assert jobs(ear, ref=str(uuid.uuid4())) == []
 
 
-@pytest.mark.xfail(reason="what is compared with an ended job's uuid is its first 200 characters")
 def test_a_job_with_a_long_uuid_can_be_asked_for_after_its_end(ear):
     """Any text is a uuid; the list may cut it, and who asks has the whole."""
     long = "x" * 300
@@ -268,9 +265,6 @@ def test_a_job_with_a_long_uuid_can_be_asked_for_after_its_end(ear):
 
 
 @pytest.mark.concurrency
-@pytest.mark.xfail(
-    reason="the ended are read after an await, and are among the running then too", strict=False
-)
 def test_while_jobs_come_and_go(ear):
     """Asked in the middle of bursts: each job stands in the list once, in one state."""
     for _ in range(5):

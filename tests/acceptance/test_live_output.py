@@ -10,6 +10,7 @@ import time
 import pytest
 
 from .harness import World, command
+from .processes import until
 from .test_local import Connection
 from .wire import FIELDS, decode
 
@@ -462,7 +463,6 @@ def test_output_that_was_cut_is_told_as_truncated(ear, live):
     assert bodies[-1]["result"]["truncated"] is True
 
 
-@pytest.mark.xfail(reason="without `stream`, stderr is only read at a program's own end")
 def test_the_result_of_a_time_limit_holds_what_was_said_on_stderr(ear):
     """Why it took so long is what one wants to know then, read along or not."""
     result = ear.ask("slow", "sp1", options={"result": True})[-1]["result"]
