@@ -166,7 +166,6 @@ def cancel_rest(listener):
             cancel(listener, job["uuid"])
 
 
-@pytest.mark.concurrency
 @pytest.mark.parametrize(
     ("count", "loops"),
     [

@@ -11,7 +11,6 @@ from .processes import until
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.root,
-    pytest.mark.concurrency,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs to run as root"),
 ]
 

@@ -297,7 +297,6 @@ def test_a_request_with_more_secrets_than_can_be_hidden_is_refused(world, kind):
     assert "aaaa" not in daemon.log
 
 
-@pytest.mark.concurrency
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_masks_of_a_hostile_request_hold_nobody_up(world, kind):
     """The client chooses what is to be hidden, and how much of it."""

@@ -9,7 +9,7 @@ import pytest
 from .harness import World, command
 from .processes import kill_marked, marked, until
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.concurrency]
 
 TIME_LIMIT = 1  # seconds of each task in the first half
 SURVIVAL = 7.0  # seconds from the error until nothing is left: TERM, 5 s, KILL

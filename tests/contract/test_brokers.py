@@ -239,6 +239,7 @@ async def test_a_broker_fails_and_goes_on(kind):
     assert alive() == set()
 
 
+@pytest.mark.concurrency
 async def test_jobs_side_by_side_do_not_mix(working):
     """Each output belongs to its own job."""
     broker = working.build("echo")
@@ -258,6 +259,7 @@ async def started(kind, broker):
     return running, list(map(int, pid_file.read_text().split()))
 
 
+@pytest.mark.concurrency
 async def test_cancellation_ends_everything(working):
     """The cancel comes out again, and by then nothing that was started is alive."""
     broker = working.build("wait")
@@ -273,6 +275,7 @@ async def test_cancellation_ends_everything(working):
     assert alive() == set()
 
 
+@pytest.mark.concurrency
 async def test_cancelled_before_it_begins_nothing_is_left(working):
     """Wherever in the start it lands."""
     broker = working.build("wait")
@@ -295,6 +298,7 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.concurrency
 async def test_after_a_cancelled_job_the_next_one_runs(working):
     """A worker that was ended is replaced."""
     waiting, answering = working.build("wait"), working.build("answer")

@@ -13,7 +13,7 @@ import pytest
 
 from .groups import remove_group
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.concurrency]
 
 # Runs as the agent would: inside a group that was delegated to it.
 AGENT = """

@@ -10,6 +10,7 @@ from .trees import HIDER, start
 from .waiting import until
 
 pytestmark = [
+    pytest.mark.concurrency,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs to run as root"),
 ]

@@ -18,6 +18,8 @@ from .loops import both_loops
 from .trees import HIDER, TREES, end_busy, keep_busy, read_all, shorten, start, start_tree
 from .waiting import until
 
+pytestmark = pytest.mark.concurrency
+
 ROUNDS = 200  # of starts that are cancelled
 AT_ONCE = 8  # such rounds side by side
 SHORT_PROGRAMS = 500

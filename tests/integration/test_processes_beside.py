@@ -15,6 +15,8 @@ from .loops import both_loops
 from .trees import read_all, shorten, start
 from .waiting import until
 
+pytestmark = pytest.mark.concurrency
+
 FIVE_ORPHANS = "for i in $(seq 5); do ( (setsid sleep 0.3 &) ); done; echo made; exec sleep 60"
 
 

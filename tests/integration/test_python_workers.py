@@ -198,6 +198,7 @@ async def test_a_job_s_use_is_told(module):
         assert output.peak_memory > 60_000_000
 
 
+@pytest.mark.concurrency
 async def test_killed_at_any_moment_each_job_ends_once(module):
     """A hundred times kill -9, idle or at work; nobody is left, and no file open."""
     before, chance, ends = open_files(), random.Random(4711), []

@@ -14,6 +14,8 @@ from ngcp_task_agent.errors import BrokerError
 
 from ..helpers import NODE, MemoryBackend, Says, Stubborn, Waits, request, task, until
 
+pytestmark = pytest.mark.concurrency
+
 ENDS = ("done", "error")
 
 

@@ -14,6 +14,8 @@ from ngcp_task_agent.output import Collector
 
 from ..helpers import Says, Stubborn, Waits, job, task, until
 
+pytestmark = pytest.mark.concurrency
+
 SHORT = 0.02  # seconds; a time limit that is meant to be reached
 
 
