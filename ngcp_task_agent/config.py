@@ -19,6 +19,7 @@ from .errors import ConfigError, Problem
 from .logs import FORMATS, LEVELS
 from .messages import MAX_REQUEST
 from .options import Options
+from .ownership import stranger
 from .replies import CHUNK_SIZE
 from .schemas import Schema, read_schema
 
@@ -127,7 +128,7 @@ def read_directory(directory: str) -> Files:
     """
     if not os.path.isdir(directory):
         raise ConfigError([Problem(directory, "", "no directory", "the configuration directory")])
-    found = _unsafe(Path(directory))
+    found = stranger(os.stat(directory))
     if found:
         expected = "a directory that only root can write (chmod go-w, chown root)"
         raise ConfigError([Problem(directory, "", found, expected)])
@@ -253,7 +254,7 @@ def _paths(directory: str, files: Files) -> Iterator[tuple[Path, str]]:
         if not os.access(place, os.R_OK | os.X_OK):
             files.problems.append(Problem(folder, "", "no permission", "a readable directory"))
             continue
-        found = _unsafe(place)
+        found = stranger(place.stat())
         if found:
             expected = "a directory that only root can write"
             files.problems.append(Problem(folder, "", found, expected))
@@ -280,7 +281,7 @@ def _read(path: Path, file: str, directory: str, files: Files) -> Document | Non
     try:
         if not path.is_file():
             return broken("no regular file", "a readable file")
-        found = _unsafe(path)
+        found = stranger(path.stat())
         if found:
             return broken(found, "a file that only root can write (chmod go-w, chown root)")
         if path.stat().st_size > LARGEST:
@@ -297,14 +298,3 @@ def _read(path: Path, file: str, directory: str, files: Files) -> Document | Non
         return broken("nothing" if not fields else "no mapping", "a mapping (key: value)")
     plain = {str(key): value for key, value in fields.items()}
     return Document(file, path.stem, text, plain, os.path.abspath(directory))
-
-
-def _unsafe(path: Path) -> str:
-    """Who could change *path* besides root and the daemon's user; empty if nobody."""
-    status = path.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        return f"a file of user {status.st_uid}"
-    shared = status.st_mode & 0o020 and status.st_gid not in (0, os.getegid())
-    if shared or status.st_mode & 0o002:
-        return f"mode {status.st_mode & 0o7777:04o}, which others can write"
-    return ""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from .errors import BrokerError
 from .options import Options
+from .ownership import stranger
 
 LARGEST = 1024 * 1024  # bytes of one file of variables
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -84,12 +85,11 @@ class _File:
                 raise BrokerError(
                     f"env_files: {self.path} is no regular file of at most {LARGEST} bytes"
                 )
-            others = status.st_mode & 0o002 or (
-                status.st_mode & 0o020 and status.st_gid not in (0, os.getegid())
-            )
-            if status.st_uid not in (0, os.geteuid()) or others:
+            found = stranger(status)
+            if found:
                 raise BrokerError(
-                    f"env_files: others than root can write {self.path} (chmod go-w, chown root)"
+                    f"env_files: {self.path}: found {found}; expected a file that only root "
+                    "can write (chmod go-w, chown root)"
                 )
             return file.read(LARGEST + 1).decode("utf-8")
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"live", "spool", "masking", "environment", "reaper", "confinement", "schemas", "context"},
     {"placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"},
-    {"destination"},
+    {"destination", "ownership"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -31,7 +31,7 @@ SHELVES = {"backends", "brokers", "storage", "nodes"}
 # All of this package that a plug-in may import, ours as well as a third party's.
 FOR_PLUG_INS = {"interfaces", "processes", "users", "options", "messages", "destination",
                 "errors", "yamlfile", "placeholders", "environment", "confinement",
-                "context"}  # fmt: skip
+                "context", "ownership"}  # fmt: skip
 ADDRESSES = {
     "redis": "backends/redis*.py",
     "yaml": "yamlfile.py",

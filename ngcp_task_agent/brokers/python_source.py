@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ..options import Options
+from ..ownership import stranger
 
 
 def is_async(callable_: str, path: str, options: Options) -> bool:
@@ -33,19 +34,12 @@ def is_async(callable_: str, path: str, options: Options) -> bool:
         options.problem("callable", f"no module {module}", f"a module {where}")
         return False
     for place in (source, *source.parents[: module.count(".") + 1]):
-        if others_can_write(place):
+        found = stranger(place.stat())
+        if found:
             expected = "a place that only root can write (chmod go-w, chown root)"
-            options.problem("callable", f"{place}, which others can write", expected)
+            options.problem("callable", f"{place}, {found}", expected)
             return False
     return _is_async(source, name, options)
-
-
-def others_can_write(path: Path) -> bool:
-    """Whether somebody besides root and the daemon's user could change *path*."""
-    status = path.stat()
-    mine = status.st_uid in (0, os.geteuid())
-    group = status.st_mode & 0o020 and status.st_gid not in (0, os.getegid())
-    return not mine or bool(group) or bool(status.st_mode & 0o002)
 
 
 def _find_source(module: str, path: str) -> Path | None:

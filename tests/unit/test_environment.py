@@ -84,7 +84,7 @@ def test_a_file_that_others_can_write_is_refused(tmp_path):
     path = file(tmp_path, "A=1\n", mode=0o666)
     environment, _ = made(tmp_path, env_files="secrets")
 
-    with pytest.raises(BrokerError, match=f"others than root can write {path}"):
+    with pytest.raises(BrokerError, match=f"{path}: found mode 0666, which others can write"):
         environment.variables()
 
 
