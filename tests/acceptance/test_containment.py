@@ -1,11 +1,14 @@
 """What one task does to a node, the others do not feel."""
 
+import contextlib
 import os
+import random
+import signal
 import time
 
 import pytest
 
-from .harness import World, command
+from .harness import World, command, redis_task
 from .processes import until
 
 pytestmark = [
@@ -80,3 +83,58 @@ def test_a_hog_is_told_from_a_crash_or_fails_by_itself(world):
 
     assert last["status"] == "error"
     assert "out of memory" in last["reason"] or "MemoryError" in last["reason"]
+
+
+def test_thousands_of_short_jobs_leave_nothing_behind(world):
+    """Sixteen at a time: no zombie, no descriptor, no memory."""
+    (daemon,), listener = world.daemons, world.listen()
+
+    def burst(number):
+        for _ in range(number):
+            refs = listener.send_all([listener.make("quick") for _ in range(16)])
+            listener.talk_all(refs, seconds=30)
+            assert {listener.of(ref)[-1]["status"] for ref in refs} == {"done"}
+            listener.heard.clear()
+
+    burst(70)  # the thousand jobs that are remembered are in memory by now
+    before, files = daemon.rss, len(daemon.fds)
+    burst(120)
+
+    assert daemon.rss - before < 4 * MIB
+    until(lambda: len(daemon.fds) <= files and not daemon.descendants, 5, "nothing is left")
+
+
+PYTHON = """
+import time
+
+def nap(seconds):
+    time.sleep(seconds)
+    return "rested"
+"""
+
+
+def test_workers_killed_at_any_moment(world):
+    """A hundred times kill -9: every job has one end, and the task goes on."""
+    world.file("naps.py", PYTHON)
+    options = {"callable": "naps:nap", "path": str(world.place / "files")}
+    (daemon,), listener, chance = world.daemons, world.listen(), random.Random(4711)
+    daemon.write_task("nap", redis_task("python", options))
+    until(lambda: listener.ask("nap", "sp1", data={"seconds": 0})[-1]["status"] == "done", 5, "it")
+
+    refs = []
+    for _ in range(100):
+        refs += [listener.send("nap", data={"seconds": 0.02}) for _ in range(2)]
+        end = time.monotonic() + chance.uniform(0, 0.1)
+        while time.monotonic() < end:
+            listener.hear(0.01)
+        for pid in daemon.descendants:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    listener.talk_all(refs)
+    listener.fence()
+
+    assert {listener.ended(ref) for ref in refs} == {1}
+    assert {tuple(listener.statuses(ref)) for ref in refs} <= {
+        ("accepted", "done"), ("accepted", "error"),
+    }  # fmt: skip
+    assert listener.ask("nap", data={"seconds": 0})[-1]["data"] == "rested"
