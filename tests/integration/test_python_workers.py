@@ -398,5 +398,6 @@ async def test_a_worker_may_have_a_tmp_of_its_own():
 
     await broker.run(job(arguments={"pathname": "/tmp/*"}), output)
     await broker.close()
+    await processes.all_ended()
 
     assert output.value == []
