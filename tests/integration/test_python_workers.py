@@ -1,6 +1,7 @@
 """How worker processes are started, replaced, killed, and kept from saying too much."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -207,9 +208,10 @@ async def test_killed_at_any_moment_each_job_ends_once(module):
         for number in range(KILLS):
             running = asyncio.ensure_future(task.output(hold=0.01))
             await asyncio.sleep(chance.random() * 0.12)
-            workers = [p for p in descendants() if "worker_functions:pid" in p.cmdline()]
-            for worker in workers:
-                worker.kill()
+            for worker in descendants():
+                with contextlib.suppress(psutil.Error):  # one that has just been reaped
+                    if "worker_functions:pid" in worker.cmdline():
+                        worker.kill()
             try:
                 ends.append((await asyncio.wait_for(running, 5)).has_result)
             except BrokerError as exc:
