@@ -153,10 +153,10 @@ class Agent:
     async def drain(self, grace: float) -> None:
         """Refuse what is new, let jobs end for *grace* seconds, then end and answer them."""
         self._dispatcher.stopping = True
-        if not self._answering:
-            return
-        log.info("waiting up to %g s for %d jobs", grace, len(self.runs))
-        await _wait(self._answering, grace)
+        if self._answering:
+            log.info("waiting up to %g s for %d jobs", grace, len(self.runs))
+            await _wait(list(self._answering), grace)
+        self._dispatcher.stopped = True
         for run in self.runs:
             run.end("the agent is stopping")
         if self.runs:

@@ -215,9 +215,20 @@ def _mask(options: Options, broker_options: Options) -> tuple[str, ...]:
     """What must not get out, named at the top of the file or inside ``broker_options``."""
     names = (*options.names("mask"), *broker_options.names("mask"))
     for name in names:
-        if not _MASKED.fullmatch(name):
-            options.problem("mask", repr(name), "a variable's name, or data.… of the request")
+        if not _MASKED.fullmatch(name) or name == "data":
+            expected = "a variable's name, or a part of the request, such as data.password"
+            options.problem("mask", repr(name), expected)
+        elif name == "data.extra_args":
+            options.problem("mask", repr(name), "one value; extra_args is split into words")
+        elif not name.startswith("data.") and not _is_variable(name, broker_options):
+            # A name that is misspelt would leave the secret open, and nobody would know.
+            options.problem("mask", repr(name), "a variable of env, or of env_files")
     return names
+
+
+def _is_variable(name: str, broker_options: Options) -> bool:
+    fixed = broker_options.fields.get("env")
+    return "env_files" in broker_options or (isinstance(fixed, dict) and name in fixed)
 
 
 def _fact_sources(options: Options) -> tuple[Options, ...] | None:

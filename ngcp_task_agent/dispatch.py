@@ -180,13 +180,14 @@ class Dispatcher:
 
     Attributes:
         tasks: By name; replaced as a whole when the files are read again.
-        stopping: Whether new requests are refused.
+        stopping: Whether new requests are refused; the agent's own tasks still answer.
+        stopped: Whether all are.
     """
 
     def __init__(self, node: Callable[[], Node]) -> None:
         self._node = node
         self.tasks: Mapping[str, Task] = {}
-        self.stopping = False
+        self.stopping = self.stopped = False
         self._held = 0  # bytes of the requests whose jobs wait or run
 
     @property
@@ -216,7 +217,7 @@ class Dispatcher:
         task = self.tasks.get(request.task)
         if task is None or not task.hears(backend, delivery.control_channel):
             raise _refusal(request, node, local, f"unknown task {request.task!r:.80}")
-        if self.stopping:
+        if self.stopped or (self.stopping and task.backend):
             raise _refusal(request, node, local, "the agent is stopping")
         if task.gate.full:
             reason = f"{task.gate.running} jobs run and {task.gate.queued} wait (max_queued)"
@@ -229,8 +230,10 @@ class Dispatcher:
             fault = fault or task.arguments.fault(request.data, quote=not task.masks_data)
         arguments, secrets = _arguments(request, task), set[str]()
         if task.masks_data:
-            secrets = secrets_in(task.mask, {"data": arguments})
-            fault = fault or excess(secrets)
+            secrets = secrets_in(task.mask, {"data": request.plain()})
+            over = excess(secrets)
+            if over:  # what is not run, and not quoted, has nothing to hide
+                fault, secrets = fault or over, set()
         if fault and request.dst.names(node, local):
             raise Rejected(fault)
         deadline = None if wishes.timeout is None else time.time() + wishes.timeout

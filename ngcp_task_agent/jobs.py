@@ -77,6 +77,7 @@ class Run:
         self.reason = ""
         self.queued = time.time()
         self.started: float | None = None
+        self._began: float | None = None  # the same by the loop's clock, which nobody sets
         self.ended: float | None = None
         self.work: asyncio.Task[None] | None = None
         # The agent's own tasks answer also where the house is full.
@@ -128,8 +129,8 @@ class Run:
     def result(self) -> dict[str, Any]:
         """How it went, for `options.result` (protocol.md 6)."""
         output, duration = self.output, None
-        if self.started is not None and self.ended is not None:
-            duration = round(self.ended - self.started, 6)
+        if self._began is not None:
+            duration = round(self._loop.time() - self._began, 6)
         return {
             "exit_code": _exit_code(output.code),
             "signal": _signal(output.code),
@@ -164,7 +165,7 @@ class Run:
             if not await self._has_place():
                 reason = self._over.result()
                 return Status.ERROR, reason if self._cancelled else f"{reason}, {NOT_STARTED}"
-            self.started = time.time()
+            self.started, self._began = time.time(), self._loop.time()
             run_timer = self._limit(self.task.run_timeout, "run time limit of {:g} s reached")
             if self.task.run_timeout is not None:
                 ends = (self.started + self.task.run_timeout, self.job.deadline or math.inf)

@@ -4,17 +4,19 @@ Keeps secrets out of what leaves the node: output, reasons, log lines.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote, quote_plus
 
-from .messages import encode
+from .messages import decode, encode
 from .placeholders import find
 
 STARS = "***"  # what stands in the place of a secret
-MOST = 100  # values of one request that can be hidden
-LONGEST = 4096  # characters of them together
+MOST = 20  # values of one request that can be hidden
+LONGEST = 1024  # characters of them together
 SHORTEST_LINE = 8  # characters of a line that is hidden by itself; "}" is no secret
 
 
@@ -29,12 +31,15 @@ class Mask:
     'password=***;'
     """
 
-    __slots__ = ("_forms", "_longest", "_runs")
+    __slots__ = ("_any", "_any_in_json", "_forms", "_longest", "_runs")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         forms = {form for value in values if value for form in _forms(value)}
         self._forms = sorted(forms)
         self._runs = [_run_of(form) for form in self._forms]
+        in_json = {encode(form.decode("utf-8", "replace"))[1:-1] for form in forms} | forms
+        self._any = re.compile(b"|".join(map(re.escape, self._forms)))
+        self._any_in_json = re.compile(b"|".join(map(re.escape, in_json)))
         self._longest = max(map(len, forms), default=0)
 
     def __bool__(self) -> bool:
@@ -42,18 +47,27 @@ class Mask:
 
     def text(self, text: str) -> str:
         """*text* without the secrets."""
-        if not self._forms:
+        data = text.encode("utf-8", "surrogatepass") if self._forms else b""
+        if not self._forms or not self._any.search(data):
             return text
         stream = MaskedStream(self)
-        data = text.encode("utf-8", "surrogatepass")
         return (stream.feed(data) + stream.rest()).decode("utf-8", "surrogatepass")
 
     def value(self, value: Any) -> Any:
-        """A value as JSON has it, without the secrets in its texts, numbers and keys."""
+        """A value as JSON has it, without the secrets in its texts, numbers and keys.
+
+        Raises:
+            MessageError: JSON has no form for it.
+        """
+        encoded = encode(value)
+        # Most results hold none: one search instead of one for each text.
+        return self._walk(decode(encoded)) if self._any_in_json.search(encoded) else value
+
+    def _walk(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {self.text(str(key)): self.value(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.value(item) for item in value]
+            return {self.text(key): self._walk(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._walk(item) for item in value]
         if value is None or isinstance(value, bool):
             return value
         plain = value if isinstance(value, str) else encode(value).decode()
@@ -91,6 +105,12 @@ class Mask:
             if any(form.startswith(end) and len(form) > length for form in self._forms):
                 return length
         return 0
+
+
+@functools.lru_cache(maxsize=16)
+def mask_of(secrets: frozenset[str]) -> Mask:
+    """The mask for secrets that stay the same from job to job, such as a task's keys."""
+    return Mask(secrets)
 
 
 class MaskedStream:
@@ -195,12 +215,15 @@ def _period(form: bytes) -> int:
 
 def _forms(value: str) -> Iterator[bytes]:
     """How a secret may be written: line by line too, if it has several."""
-    texts = {value, value.strip()}
+    texts = {value, value.strip(), " ".join(value.split())}
     texts.update(line for line in value.splitlines() if len(line) >= SHORTEST_LINE)
     for text in texts - {""}:
         as_json = encode(text.encode("utf-8", "replace").decode())[1:-1]
         yield text.encode("utf-8", "surrogatepass")
         yield as_json
+        yield as_json.replace(b"/", b"\\/")  # as PHP writes it
+        yield quote(text, safe="", errors="replace").encode()  # in a URL
+        yield quote_plus(text, errors="replace").encode()  # in a form
         yield "".join(map(_escaped, as_json.decode())).encode()
         yield repr(text)[1:-1].encode("utf-8", "replace")
 

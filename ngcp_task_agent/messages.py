@@ -52,18 +52,22 @@ class Request(NamedTuple):
         channel = self.options.get("feedback_channel")
         return channel if isinstance(channel, str) else ""
 
+    def plain(self) -> Any:
+        """`data`, and what it holds if it is a string that holds JSON."""
+        if isinstance(self.data, str):
+            try:
+                return orjson.loads(self.data)
+            except orjson.JSONDecodeError:
+                pass
+        return self.data
+
     def arguments(self) -> dict[str, Any]:
         """`data` as a mapping: an object, or a string that holds one; else empty.
 
         >>> Request("u", "t", "s", Destination.parse("*"), {}, '{"user": "anna"}').arguments()
         {'user': 'anna'}
         """
-        data = self.data
-        if isinstance(data, str):
-            try:
-                data = orjson.loads(data)
-            except orjson.JSONDecodeError:
-                return {}
+        data = self.plain()
         return data if isinstance(data, dict) else {}
 
 

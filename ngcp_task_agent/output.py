@@ -10,8 +10,7 @@ from typing import Any
 
 from .errors import MessageError
 from .live import Live
-from .masking import Mask, MaskedStream, secrets_in
-from .messages import decode, encode
+from .masking import Mask, MaskedStream, mask_of, secrets_in
 from .spool import Spool
 
 STDERR_KEPT = 64 * 1024  # bytes of stderr, its end, for `options.result`
@@ -65,10 +64,9 @@ class Collector:
         self._live = live
         self._names = mask
         self._secrets = set(secrets)
-        self._mask = Mask()
+        self._lasting = not secrets  # whether they are the task's own, not the request's
+        self._made: Mask | None = None if secrets else Mask()
         self._masked: dict[str, MaskedStream] = {}
-        if secrets:
-            self._use_mask()
 
     async def write(self, piece: bytes) -> None:
         """Add to the answer.
@@ -105,9 +103,9 @@ class Collector:
         """Set the answer to *value* instead of the text."""
         if self.closed:
             return
-        if self._mask:
+        if self._secrets:
             with suppress(MessageError):  # told when it is sent
-                value = self._mask.value(decode(encode(value)))
+                value = self._mask.value(value)
         self.has_result = True
         self.value = value
 
@@ -130,7 +128,8 @@ class Collector:
         if not self._names:
             return
         self._secrets |= secrets_in(self._names, variables)
-        self._use_mask()
+        self._made = None
+        self._masked = {}
 
     def masked(self, text: str) -> str:
         """*text* without what is to be hidden."""
@@ -141,9 +140,9 @@ class Collector:
         self.closed = True
         rest = {name: stream.rest() for name, stream in self._masked.items()}
         if rest:
-            await self.text.write(rest["stdout"])
-            self._keep(rest["stderr"])
-            rest["stdout"] += rest.pop("progress")
+            await self.text.write(rest.get("stdout", b""))
+            self._keep(rest.get("stderr", b""))
+            rest["stdout"] = rest.get("stdout", b"") + rest.pop("progress", b"")
         if self._live is not None:
             await self._live.finish(rest)
 
@@ -154,15 +153,21 @@ class Collector:
         self.value = None
         self.stderr = b""
 
-    def _use_mask(self) -> None:
-        self._mask = Mask(self._secrets)
-        if self._mask:
-            names = ("stdout", "stderr", "progress")
-            self._masked = {name: MaskedStream(self._mask) for name in names}
+    @property
+    def _mask(self) -> Mask:
+        # Not made before something is said: that may take milliseconds, and jobs that
+        # wait have been accepted at once.
+        if self._made is None:
+            lasting = self._lasting
+            self._made = mask_of(frozenset(self._secrets)) if lasting else Mask(self._secrets)
+        return self._made
 
     def _hidden(self, name: str, piece: bytes) -> bytes:
-        stream = self._masked.get(name)
-        return stream.feed(piece) if stream is not None else piece
+        if not self._secrets:
+            return piece
+        if name not in self._masked:
+            self._masked[name] = MaskedStream(self._mask)
+        return self._masked[name].feed(piece)
 
     def _keep(self, piece: bytes) -> None:
         self.truncated = self.truncated or len(self.stderr) + len(piece) > STDERR_KEPT

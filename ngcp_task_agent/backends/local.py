@@ -196,6 +196,8 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
 
 async def _gone(sock: socket.socket) -> None:
     """Wait until a client that sends no more has closed its other side as well."""
+    if sock.fileno() < 0:  # closed by the daemon itself
+        return
     poll = select.poll()
     poll.register(sock.fileno(), 0)  # POLLHUP is always told
     waited = 0.0
