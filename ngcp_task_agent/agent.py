@@ -9,6 +9,8 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection
+from contextlib import nullcontext
+from weakref import WeakKeyDictionary
 
 from .config import Limits
 from .dispatch import Crowded, Dispatcher, Gate
@@ -23,6 +25,7 @@ from .processes import GIVE_UP_AFTER, KILL_AFTER
 from .replies import Replies
 
 PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
+LARGE = 256 * 1024  # bytes of a response that waits until there is room for it
 BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
 RECENT = 1000  # jobs remembered after their end
 LAST_ANSWERS = 2.0  # seconds for the last answers to leave when the agent stops
@@ -57,6 +60,7 @@ class Agent:
         self._house = Gate(limits.max_running)
         self.limits = limits
         self._answering: dict[asyncio.Task[None], tuple[Run, Backend]] = {}
+        self._turns: WeakKeyDictionary[Backend, asyncio.Lock] = WeakKeyDictionary()
         self._bad = Throttle(log)
         self._crowded = Throttle(log)
 
@@ -206,13 +210,22 @@ class Agent:
         began, sent = time.monotonic(), 0
         async for response in responses:
             payload = encode_response(response)
-            backend.deliver(address, payload)
+            if len(payload) > LARGE or response.chunks > 1:
+                await self._deliver_large(address, payload, backend)
+            else:
+                backend.deliver(address, payload)
             if response.chunks > 1:
-                await backend.flush(address)
                 sent += len(payload)
                 ahead = (sent - BURST) / PACE - (time.monotonic() - began)
                 if ahead > 0:
                     await asyncio.sleep(ahead)
+
+    async def _deliver_large(self, address: str, payload: bytes, backend: Backend) -> None:
+        """One after the other: together they would push other answers out of the queue."""
+        turn = self._turns.setdefault(backend, asyncio.Lock()) if backend.shared else nullcontext()
+        async with turn:
+            backend.deliver(address, payload)
+            await backend.flush(address)
 
     def _forget(self, run: Run) -> None:
         self.ending.discard(run)

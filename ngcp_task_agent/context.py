@@ -196,10 +196,9 @@ def as_bytes(piece: Any) -> bytes:
 
 
 class _Nothing:
-    """May be awaited, or not."""
+    """May be awaited, or not; who awaits it gives way to others."""
 
     def __await__(self) -> Generator[Any, None, None]:
-        return
         yield
 
 

@@ -41,9 +41,11 @@ class Backend(Protocol):
 
     Attributes:
         on_change: Called when `state` has changed; set by the daemon.
+        shared: Whether the responses to all addresses wait in one queue.
     """
 
     on_change: Callable[[], None]
+    shared: bool
 
     def subscription(self, options: Options) -> str:
         """Read a task's ``backend_options``: the control channel it listens on."""
@@ -155,7 +157,7 @@ class Output(Protocol):
         """Keep the first *size* bytes of the text only, at most 1 MiB."""
 
     def result(self, value: Any) -> None:
-        """Set the answer to a value that JSON has a form for."""
+        """Set the answer to a value that JSON has a form for, or to `messages.Encoded`."""
 
     def runs_as(self, user: str, pid: int | None = None) -> None:
         """Tell who does the work, and in which process if it has one of its own."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from .messages import decode, encode
+from .messages import Encoded, decode, encode
 from .placeholders import find
 
 STARS = "***"  # what stands in the place of a secret
@@ -59,7 +59,7 @@ class Mask:
         Raises:
             MessageError: JSON has no form for it.
         """
-        encoded = encode(value)
+        encoded = value.text if isinstance(value, Encoded) else encode(value)
         # Most results hold none: one search instead of one for each text.
         return self._walk(decode(encoded)) if self._any_in_json.search(encoded) else value
 

@@ -27,6 +27,16 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+class Encoded(NamedTuple):
+    """A value as its JSON text, from somebody who has encoded it already.
+
+    Attributes:
+        text: Compact UTF-8; whether it is JSON has not been checked.
+    """
+
+    text: bytes
+
+
 class Request(NamedTuple):
     """A client's wish, checked field by field.
 

@@ -19,12 +19,9 @@ class Pipe:
     def __init__(self, loop: asyncio.AbstractEventLoop, undo: ExitStack, theirs: ExitStack) -> None:
         self._loop = loop
         self._fd, self.theirs = _pipe(undo, theirs)
+        self.inode = os.fstat(self._fd).st_ino
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = math.inf  # loop time; then only what is in the pipe is read
-
-    @property
-    def inode(self) -> int:
-        return os.fstat(self._fd).st_ino
 
     async def read(self) -> bytes:
         while self._fd >= 0:

@@ -20,14 +20,14 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from . import cgroups, namespaces, proctable, starter
 from .account import Account, draw_up
 from .confinement import Confinement
 from .pipes import Pipe, Tail
-from .proctable import Look, Process, open_files_of, read_process
+from .proctable import Look, Process, children_of, open_files_of, read_process
 from .reaper import Reaper, strays
 
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
@@ -41,7 +41,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 log = logging.getLogger(__name__)
 
-_SECRET = secrets.token_hex(16)  # so that nobody can carry the mark of another agent's job
+_OWN_MARK = secrets.token_hex(16)
 _numbers = itertools.count(1)
 
 # The kernel keeps one list of children for the whole process; this is its mirror:
@@ -68,6 +68,8 @@ class Program:
         pass_fds: Further descriptors the program inherits.
         capture: Whether stdout and stderr are pipes read by `read` and `stderr`;
             else both go to `output`.
+        owner: User number to whom its ends of the pipes belong, so that it can open
+            /dev/stdout and /dev/stderr; -1 for the daemon's.
         follow: Whether stderr is read by `read_error` as it comes.
         output: File descriptor, by default the daemon's stderr.
         confinement: The bounds within which it runs.
@@ -94,13 +96,14 @@ class Program:
         stdin: int = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         capture: bool = True,
+        owner: int = -1,
         follow: bool = False,
         output: int = 2,
         confinement: Confinement = Confinement(),  # noqa: B008  it is frozen
     ) -> None:
         number = next(_numbers)
         self._loop = asyncio.get_running_loop()
-        self._mark = f"{_SECRET}-{number}"
+        self._mark = secrets.token_hex(16)  # its own: a job can carry no other's
         self._known: dict[int, int] = {}  # descendants seen: pid to start time
         self._ending: asyncio.Task[None] | None = None
         self._hurry = False
@@ -114,6 +117,9 @@ class Program:
             stderr: Pipe | Tail | None = None
             if capture:
                 stderr = (Pipe if follow else Tail)(self._loop, undo, theirs)
+            for pipe in (stdout, stderr):
+                if pipe is not None and owner >= 0:
+                    os.fchown(pipe.theirs, owner, -1)
             # Popen blocks until the program is running, by vfork, whose cost does not
             # grow with this process. So there is no await between start and record,
             # where a cancellation could leave a program that nobody knows of.
@@ -140,6 +146,8 @@ class Program:
                 starter.enter(self._group, self.pid, confinement)
             undo.pop_all()
         _running[self.pid] = self
+        if self._group is not None:
+            self._gather()
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._stdout, self._stderr = stdout, stderr
@@ -151,6 +159,12 @@ class Program:
     def returncode(self) -> int | None:
         """Exit code, minus the signal number, or None while it runs."""
         return self._popen.returncode
+
+    def has_children(self) -> bool:
+        """Whether something that it has started is left."""
+        with suppress(OSError):
+            return bool(children_of(self.pid))
+        return False
 
     @property
     def stderr(self) -> bytes:
@@ -170,6 +184,10 @@ class Program:
         """The next piece of stderr where it is followed; see `read`."""
         assert isinstance(self._stderr, Pipe)
         return await self._stderr.read()
+
+    def on_exit(self, tell: Callable[[], None]) -> None:
+        """Call *tell* when the program itself has ended."""
+        self._exited.add_done_callback(lambda _: tell())
 
     async def wait(self) -> int:
         """The exit code, or minus the signal number, of the program itself."""
@@ -195,12 +213,18 @@ class Program:
         return self._ending
 
     async def _end(self) -> None:
+        try:
+            await self._end_tree()
+        finally:
+            self._close()
+
+    async def _end_tree(self) -> None:
         began = self._loop.time()
         termed: set[int] = set()
-        empty = 0
-        while empty < 2:  # one look can miss who has just forked
+        empty: set[int] = set()
+        while len(empty) < 2:  # one look can miss who has just forked
             members = self._members()
-            empty = 0 if members else empty + 1
+            empty = set() if members else empty | {_present.number}
             elapsed = self._loop.time() - began
             if elapsed > KILL_AFTER + GIVE_UP_AFTER:
                 log.error("processes %s cannot be ended", [m.pid for m in members])
@@ -213,7 +237,6 @@ class Program:
                 _signal(fresh, signal.SIGCONT)  # a stopped process hears nothing else
                 termed.update(m.pid for m in fresh)
             await asyncio.sleep(min(LOOK_EVERY + elapsed / 20, LOOK_SELDOM))
-        self._close()
 
     def _kill(self, members: Sequence[Process]) -> None:
         """SIGKILL: first to whole groups, which no fork escapes, then one by one."""
@@ -239,37 +262,51 @@ class Program:
 
     def _members(self) -> list[Process]:
         """Everyone alive who belongs to this program; the dead ones are reaped."""
-        table = _present.table()
-        self._reap(table)
-        group = self._group.pids() if self._group is not None else set()
-        ours = [
-            p
-            for p in table.values()
-            if p.state not in "ZX" and (p.pid in group or self._owns(p, table))
-        ]
-        self._known.update((p.pid, p.started) for p in ours)
+        _present.refresh()
+        self._reap()
+        found: dict[int, Process] = {}
+        waiting = self._roots()
+        while waiting:
+            process = waiting.pop()
+            if process.pid not in found:
+                found[process.pid] = process
+                waiting += _present.children.get(process.pid, ())
+        ours = [process for process in found.values() if process.state not in "ZX"]
+        self._known.update((process.pid, process.started) for process in ours)
         return ours
 
-    def _reap(self, table: Mapping[int, Process]) -> None:
-        """Reap descendants that the daemon has adopted and that have ended."""
+    def _roots(self) -> list[Process]:
+        """Those from whom all others of this program descend, over whatever detours."""
+        table = _present.table
+        roots = [c for c in _present.children.get(os.getpid(), ()) if self._left_behind(c)]
+        if not self._exited.done() and self.pid in table:
+            roots.append(table[self.pid])
         for pid, started in self._known.items():
             process = table.get(pid)
+            if process is not None and process.started == started:
+                roots.append(process)
+        if self._group is not None:
+            roots += [table[pid] for pid in self._group.pids() if pid in table]
+        return roots
+
+    def _reap(self) -> None:
+        """Reap descendants that the daemon has adopted and that have ended."""
+        for pid, started in self._known.items():
+            process = _present.table.get(pid)
             if process is None or process.started != started or pid in _running:
                 continue
             if process.state == "Z" and process.parent == os.getpid():
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
 
-    def _owns(self, process: Process, table: Mapping[int, Process]) -> bool:
-        """Whether *process* descends from this program, over whatever detours."""
-        ancestor: Process | None = process
-        while ancestor is not None:
-            if ancestor.pid == self.pid or self._known.get(ancestor.pid) == ancestor.started:
-                return True
-            if ancestor.parent == os.getpid():
-                return self._left_behind(ancestor)
-            ancestor = table.get(ancestor.parent)
-        return False
+    def _gather(self) -> None:
+        """Move in who was started, and left alone, before the program was in its group."""
+        assert self._group is not None
+        for pid in strays(_running):
+            with suppress(OSError):
+                child = read_process(pid)
+                if child.state not in "ZX" and self._left_behind(child):
+                    self._group.add(pid)
 
     def _left_behind(self, child: Process) -> bool:
         """Whether *child* of the daemon was once a descendant of this program."""
@@ -278,8 +315,10 @@ class Program:
         if self.pid in (child.session, child.group):
             return True
         mark = _present.variable_of(child, MARK)
-        if mark:
-            return mark == self._mark
+        if mark == self._mark:
+            return True
+        if mark == _OWN_MARK or any(p._mark == mark for p in _running.values()):
+            return False  # any other mark says nothing: everybody can make one up
         others = (p for p in _running.values() if p is not self and p._stdout is not None)
         return self._holds_pipe(child.pid) or not any(p.began <= child.started for p in others)
 
@@ -318,8 +357,8 @@ class Program:
         self._loop.remove_reader(self._pidfd)
         try:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-        except ChildProcessError:  # somebody else has reaped it, and knows its exit code
-            self._popen.returncode = 0
+        except ChildProcessError:  # somebody else has reaped it: nobody knows
+            self._popen.returncode = 255
         else:
             if pid:
                 code = self._popen.returncode = os.waitstatus_to_exitcode(status)
@@ -354,7 +393,7 @@ def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
     """
     global _delegation, _reaper
     # What code in this process starts by itself inherits a mark that is nobody's.
-    os.environ[MARK] = f"{_SECRET}-agent"
+    os.environ[MARK] = _OWN_MARK
     _delegation = cgroups.take_over()
     namespaces.become_subreaper()
     starter.renounce()

@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-_LONGEST = 256 * 1024  # bytes of such a list
-
-
-FRESH = 0.01  # seconds
+FRESH = 0.01  # seconds that a look serves at least
 
 
 class Process(NamedTuple):
@@ -57,26 +54,46 @@ def children_of(pid: int) -> list[int]:
     # Asked after each program, so without Python's file objects.
     fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return [int(child) for child in os.read(fd, _LONGEST).split()]
+        data = b""
+        while piece := os.read(fd, 65536):  # the kernel gives a page at a time
+            data += piece
+        return [int(child) for child in data.split()]
     finally:
         os.close(fd)
 
 
 class Look:
-    """A look at all processes that serves for `FRESH` seconds."""
+    """A look at all processes that serves for a moment, however many ask.
+
+    Attributes:
+        number: Which look it is; another one has another number.
+        table: Every process, by pid.
+        children: The processes of each parent.
+    """
 
     def __init__(self) -> None:
-        self._taken = -FRESH
-        self._table: Mapping[int, Process] = {}
+        self.number = 0
+        self.table: dict[int, Process] = {}
+        self.children: dict[int, list[Process]] = {}
+        self._stale_at = 0.0  # monotonic seconds
         self._variables: dict[tuple[int, int, str], str] = {}
 
-    def table(self) -> Mapping[int, Process]:
-        """Every process, by pid; a moment old at most."""
-        if not self._is_fresh():
-            self._table = {process.pid: process for process in read_table()}
-            self._variables = {}
-            self._taken = time.monotonic()
-        return self._table
+    def refresh(self) -> None:
+        """Look again unless the last look was a moment ago.
+
+        With many processes a look takes long, and serves longer: looking takes a fifth
+        of the time at most.
+        """
+        began = time.monotonic()
+        if began < self._stale_at:
+            return
+        self.number += 1
+        self.table, self.children, self._variables = {}, {}, {}
+        for process in read_table():
+            self.table[process.pid] = process
+            self.children.setdefault(process.parent, []).append(process)
+        now = time.monotonic()
+        self._stale_at = now + max(FRESH, 4 * (now - began))
 
     def variable_of(self, process: Process, name: str) -> str:
         """See `variable_of`; read once in a look."""
@@ -88,7 +105,7 @@ class Look:
         return self._variables[key]
 
     def _is_fresh(self) -> bool:
-        return time.monotonic() - self._taken < FRESH
+        return time.monotonic() < self._stale_at
 
 
 def user_of(pid: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .live import Piece
-from .messages import Request, Response, Status, encode
+from .messages import Encoded, Request, Response, Status, decode, encode
 from .output import Collector
 
 CHUNK_SIZE = 4 * 1024 * 1024  # bytes of encoded data in one response
@@ -78,11 +78,13 @@ class Replies:
             MessageError: The result has no form in JSON.
         """
         if output.has_result:
-            encoded = encode(output.value)
+            ready = isinstance(output.value, Encoded)
+            encoded = output.value.text if ready else encode(output.value)
             if len(encoded) <= chunk_size:
-                yield self._response(status, reason=reason, data=output.value, extra=extra)
+                data = decode(encoded) if ready else output.value
+                yield self._response(status, reason=reason, data=data, extra=extra)
                 return
-            whole = encoded.decode()
+            whole = encoded.decode("utf-8", "replace")
             blocks: Callable[[], Iterator[str]] = lambda: iter([whole])  # noqa: E731
             encoding = "json"
         else:

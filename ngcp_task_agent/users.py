@@ -23,6 +23,7 @@ class User(NamedTuple):
     Attributes:
         name: Login name.
         home: Home directory.
+        uid: Number.
         switch: Argument vector to put before a program, empty for the daemon's own
             user. `subprocess`'s way of switching forks, which costs more the
             larger the daemon is; setpriv(1) switches after a vfork.
@@ -30,6 +31,7 @@ class User(NamedTuple):
 
     name: str
     home: str
+    uid: int
     switch: tuple[str, ...] = ()
 
 
@@ -58,10 +60,10 @@ def _look_up(name: str, group: str) -> User:
     gid = _gid(group) if group else entry.pw_gid
     groups = sorted({gid, *os.getgrouplist(entry.pw_name, gid)})
     if not (name or group):
-        return User(entry.pw_name, entry.pw_dir)
+        return User(entry.pw_name, entry.pw_dir, entry.pw_uid)
     if os.geteuid() != 0:
         if entry.pw_uid == os.geteuid() and gid == os.getegid():
-            return User(entry.pw_name, entry.pw_dir)
+            return User(entry.pw_name, entry.pw_dir, entry.pw_uid)
         raise BrokerError(f"cannot run as {name or group}: the agent itself does not run as root")
     setpriv = shutil.which("setpriv")
     if setpriv is None:
@@ -74,7 +76,7 @@ def _look_up(name: str, group: str) -> User:
         "--inh-caps=-all",
         "--",
     )
-    return User(entry.pw_name, entry.pw_dir, switch)
+    return User(entry.pw_name, entry.pw_dir, entry.pw_uid, switch)
 
 
 def _passwd(name: str) -> pwd.struct_passwd:

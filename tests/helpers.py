@@ -128,6 +128,8 @@ class MemoryBackend:
         sent: Responses as bytes, by address.
     """
 
+    shared = True
+
     def __init__(self):
         self.on_change = lambda: None
         self.sent = {}

@@ -45,6 +45,8 @@ class LocalBackend:
     - ``users``: login names that may connect, beside root and the daemon's user
     """
 
+    shared = False
+
     def __init__(self, options: Options) -> None:
         self._path = options.text("path")
         self._mode = options.octal("mode", 0o600)

@@ -47,6 +47,8 @@ class RedisBackend:
     A task's ``backend_options``: ``control_channel``, default `CONTROL_CHANNEL`.
     """
 
+    shared = True
+
     def __init__(self, options: Options) -> None:
         self._server = RedisServer(options)
         self._own_channel = options.text("control_channel")

@@ -143,6 +143,7 @@ class CommandBroker:
                 program = Program(
                     argv, env, cwd=self._cwd, umask=self._umask or 0, stdin=stdin,
                     follow=output.followed or output.masks, confinement=self._confinement,
+                    owner=user.uid if user.switch else -1,
                 )  # fmt: skip
         except OSError as exc:
             what = self._cwd if exc.filename == self._cwd else self._run

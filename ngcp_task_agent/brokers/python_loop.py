@@ -26,6 +26,7 @@ from .python_call import Function, describe_exception
 from .python_text import Answer, log_failure, log_text
 
 PATIENCE = 1.0  # seconds a function may take to end; who takes longer moves to a worker
+LAST_SECONDS = 1.0  # of the time a function has to end in, in which it is cancelled again
 PENDING = 64  # pieces of progress that nobody has waited for
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,9 @@ class InLoop:
         gives_up = loop.time() + processes.KILL_AFTER
         while not task.done() and (left := gives_up - loop.time()) > 0:
             task.cancel()
-            await asyncio.wait((task,), timeout=min(PATIENCE, left))
+            # Once at first, to let it tidy up, and again and again near the end.
+            patience = left - LAST_SECONDS if left > LAST_SECONDS else min(PATIENCE, left)
+            await asyncio.wait((task,), timeout=patience)
             if not task.done() and not self.stubborn:
                 self.stubborn = True
                 log.warning(

@@ -160,14 +160,18 @@ class Pool:
 
     def _put_back(self, worker: Worker, job: Job, reply: Reply) -> None:
         settings, memory = self._settings, reply.memory or 0
+        if settings.confinement.memory:  # what one job has left is missing in the next
+            most = min(settings.recycle_memory or memory, settings.confinement.memory // 2)
+        else:
+            most = settings.recycle_memory
         spent = 0 < settings.recycle_jobs <= worker.jobs
-        if spent or 0 < settings.recycle_memory < memory:
+        if spent or 0 < most < memory:
             log.info(
                 "task %s: worker process %d is replaced after %d jobs, with %d MiB",
                 job.task, worker.pid, worker.jobs, memory >> 20,
             )  # fmt: skip
             worker.finish()
-        elif self._closed or not worker.alive:
+        elif self._closed or not worker.alive or not worker.clean:
             worker.finish()
         else:
             self._idle.append(worker)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..confinement import Confinement
 from ..errors import MessageError
 from ..interfaces import Job, Output
-from ..messages import decode
+from ..messages import Encoded, decode
 from ..processes import Program
 from ..users import User
 from .python_call import (
@@ -27,12 +27,15 @@ from .python_call import (
     LOG,
     PIECE,
     PROGRESS,
+    RESULT,
+    TEXT,
     USAGE,
 )
-from .python_text import Answer, Prints, log_text
+from .python_text import Answer, Budget, Prints, log_text
 
 READ_SIZE = 256 * 1024  # bytes
-BREATHE = 16  # reads after which the event loop gets its turn
+LARGE = 1024 * 1024  # bytes of a result that is passed on as it is
+BREATHE = 16  # reads and frames after which the event loop gets its turn
 # What the service manager has said to the daemon alone.
 NOT_THEIRS = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM")
 # All of the daemon's environment that another user gets.
@@ -118,6 +121,7 @@ class Worker:
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._prints = Prints()
+        self._logs = Budget()
         try:
             with theirs:
                 self._program = _start(kind, theirs.fileno(), self._prints.theirs)
@@ -127,6 +131,13 @@ class Worker:
             raise
         finally:
             os.close(self._prints.theirs)
+        # What it has forked may hold its end of the socket, and would be waited for.
+        self._program.on_exit(self._hang_up)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing of its last job is left: no words, no processes."""
+        return not self._data and not self._program.has_children()
 
     @property
     def alive(self) -> bool:
@@ -180,7 +191,9 @@ class Worker:
             elif kind == PROGRESS:
                 await output.progress(data)
             elif kind == LOG:
-                log_text(job, output, *_log_record(data))
+                record = _log_record(data)
+                if self._logs.allows():
+                    log_text(job, output, *record)
             elif kind == USAGE:
                 usage = _json(data, dict)
             else:
@@ -188,9 +201,13 @@ class Worker:
         self._prints.drain()
         self.jobs += 1
         return Reply(
-            kind, _json(data, dict if kind == FAILED else object) if data else None,
-            _amount(usage, "cpu"), _amount(usage, "memory"), _amount(usage, "peak"),
+            kind, _ending(kind, data),
+            _amount(usage, "cpu"), _whole(usage, "memory"), _whole(usage, "peak"),
         )  # fmt: skip
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            self._ours.shutdown(socket.SHUT_RD)
 
     async def last_words(self) -> str:
         """End it, and tell how it ended of itself and what it printed last."""
@@ -229,6 +246,9 @@ class Worker:
             self._prints.close()
 
     async def _frame(self) -> tuple[bytes, bytes]:
+        self._reads += 1
+        if self._reads % BREATHE == 0:
+            await asyncio.sleep(0)  # reading what is there already gives way to nobody
         kind, length = HEADER.unpack(await self._read(HEADER.size))
         if length > LARGEST.get(kind, -1):
             raise Died("said what no worker says")
@@ -238,7 +258,7 @@ class Worker:
         while len(self._data) < length:
             self._reads += 1
             if self._reads % BREATHE == 0:
-                await asyncio.sleep(0)  # reading what is there already gives way to nobody
+                await asyncio.sleep(0)
             piece = await self._loop.sock_recv(self._ours, READ_SIZE)
             if not piece:
                 raise EOFError
@@ -259,6 +279,14 @@ def _start(kind: Kind, fd: int, output: int) -> Program:
     )  # fmt: skip
 
 
+def _ending(kind: bytes, data: bytes) -> Any:
+    if kind == RESULT and len(data) > LARGE:
+        return Encoded(data)
+    if not data and kind != TEXT:
+        raise Died("said what no worker says")
+    return _json(data, dict if kind == FAILED else object) if data else None
+
+
 def _json(data: bytes, expected: type) -> Any:
     try:
         value = decode(data)
@@ -276,6 +304,13 @@ def _log_record(data: bytes) -> tuple[int, str]:
     return min(max(record[0], 0), 50), record[1]
 
 
+def _whole(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value < 1 << 60 else None
+
+
 def _amount(usage: Mapping[str, Any], name: str) -> Any:
     value = usage.get(name)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
+        return value
+    return None

@@ -64,6 +64,28 @@ def log_text(job: Job, output: Output, level: int, text: str) -> None:
             log.log(level, "task %s: %s", job.task, line[:LINE_SHOWN])
 
 
+class Budget:
+    """How much may be logged: `BURST` lines at once, `LINES` a second."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._left, self._since, self._refused = float(BURST), self._loop.time(), 0
+
+    def allows(self) -> bool:
+        """Whether one more may be; how many were not is logged with the next one."""
+        now = self._loop.time()
+        self._left = min(BURST, self._left + (now - self._since) * LINES)
+        self._since = now
+        if self._left < 1:
+            self._refused += 1
+            return False
+        self._left -= 1
+        if self._refused:
+            log.warning("%d lines of a worker process were left out", self._refused)
+            self._refused = 0
+        return True
+
+
 class Prints:
     """What a worker process prints, in the log line by line.
 

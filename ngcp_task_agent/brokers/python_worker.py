@@ -42,12 +42,14 @@ def main() -> None:
     fd, callable_, path = sys.argv[1:]
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.set_inheritable(int(fd), False)  # nobody else's end keeps the daemon waiting
     with socket.socket(fileno=int(fd)) as connection, contextlib.suppress(OSError):
         _serve(connection, callable_, path)
 
 
 def _serve(connection: socket.socket, callable_: str, path: str) -> None:
     function: Function | None = None
+    pid = os.getpid()
     with connection.makefile("rb") as stream:
         while header := stream.read(HEADER.size):
             _, length = HEADER.unpack(header)
@@ -59,6 +61,8 @@ def _serve(connection: socket.socket, callable_: str, path: str) -> None:
                 kind, answer = job.run(function, call)
             except BaseException as exc:  # SystemExit too: the worker goes on
                 kind, answer = FAILED, _failure(exc)
+            if os.getpid() != pid:  # a child that the function has forked, and not ended
+                os._exit(0)
             job.leave()
             _flush()
             told = usage.told()

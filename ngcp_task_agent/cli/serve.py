@@ -23,13 +23,16 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 78  # EX_CONFIG, sysexits.h
 
 
+log = logging.getLogger(__name__)
+
+
 def serve(directory: str) -> int:
     """Run the daemon until it is told to stop; the exit status."""
     _set_title()
     return_large_blocks()
     _allow_descriptors()
     try:
-        asyncio.Runner(loop_factory=_loop_factory()).run(_serve(directory))
+        _run(directory)
     except ConfigError as exc:
         for problem in exc.problems:
             print(problem, file=sys.stderr)
@@ -41,6 +44,20 @@ def serve(directory: str) -> int:
     # cancellation or a thread that hangs, must not keep the process.
     logging.shutdown()
     os._exit(EXIT_OK)
+
+
+def _run(directory: str) -> None:
+    loop = asyncio.Runner(loop_factory=_loop_factory()).get_loop()
+    daemon = loop.create_task(_serve(directory))
+    while True:
+        try:
+            return loop.run_until_complete(daemon)
+        except (SystemExit, KeyboardInterrupt):
+            # Raised in a task that somebody's function has made in our loop, and which
+            # asyncio lets through to here.
+            if daemon.done():
+                raise
+            log.exception("a task's function has tried to end the agent")
 
 
 async def _serve(directory: str) -> None:

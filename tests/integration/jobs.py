@@ -3,6 +3,7 @@
 from ngcp_task_agent.brokers.command import CommandBroker
 from ngcp_task_agent.brokers.python import PythonBroker
 from ngcp_task_agent.interfaces import Job
+from ngcp_task_agent.messages import Encoded, decode
 from ngcp_task_agent.options import Options
 
 
@@ -35,7 +36,7 @@ class Kept:
         self.pieces = [self.text[:size]]
 
     def result(self, value):
-        self.value = value
+        self.value = decode(value.text) if isinstance(value, Encoded) else value
 
     def runs_as(self, user, pid=None):
         self.user, self.pid = user, pid

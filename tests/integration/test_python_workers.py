@@ -13,6 +13,7 @@ import pytest
 
 from ngcp_task_agent import processes
 from ngcp_task_agent.errors import BrokerError
+from ngcp_task_agent.messages import Encoded
 from ngcp_task_agent.output import Collector
 
 from .alone import descendants, open_files
@@ -93,6 +94,22 @@ def is_socket(path):
 
 def large(size):
     return "x" * size
+
+def forks():
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(0)
+    os.waitpid(pid, 0)
+    return "parent"
+
+def leaves_a_child():
+    subprocess.Popen(["sleep", "600"])
+    return os.getpid()
+
+def holds_its_socket_on():
+    if os.fork() == 0:
+        time.sleep(600)
+    os.kill(os.getpid(), 9)
 
 def bounds():
     with open("/proc/self/status") as file:
@@ -295,7 +312,8 @@ async def test_too_large_a_result_is_an_error(module):
     """64 MiB are allowed, as for a command's output."""
     async with Task(module, "large") as task:
         assert "at most 67108864 are sent" in await task.reason(size=67_108_864)
-        assert len(await task.value(size=20_000_000)) == 20_000_000
+        value = await task.value(size=20_000_000)
+        assert value == Encoded(b'"' + b"x" * 20_000_000 + b'"')  # not looked into again
 
 
 async def test_a_thread_that_was_left_behind_says_nothing_in_the_next_job(module):
@@ -403,3 +421,34 @@ async def test_a_worker_may_have_a_tmp_of_its_own():
     await processes.all_ended()
 
     assert output.value == []
+
+
+async def test_a_child_that_a_function_forks_answers_nothing(module):
+    """It ends where it comes back; its parent's answers stay its parent's."""
+    async with Task(module, "forks") as task:
+        assert [await task.value() for _ in range(3)] == ["parent"] * 3
+
+
+async def test_what_a_job_leaves_running_ends_with_its_worker(module):
+    """And the next job gets another worker: as with commands, nothing goes on unseen."""
+    async with Task(module, "leaves_a_child") as task:
+        pids = [await task.value() for _ in range(2)]
+        assert len(set(pids)) == 2
+    await until(lambda: not descendants())
+
+
+async def test_a_crash_is_noticed_whoever_holds_the_socket(module):
+    """A forked child that goes on must not keep the client waiting."""
+    async with Task(module, "holds_its_socket_on") as task:
+        async with asyncio.timeout(8):
+            assert "was killed by signal SIGKILL" in await task.reason()
+
+
+async def test_a_figure_of_another_kind_harms_nobody(module):
+    """It comes from a process of another user's."""
+    told = b'{"memory":1e12,"peak":-1}'
+    frame = b"U" + len(told).to_bytes(4, "big") + told + b"R" + (4).to_bytes(4, "big") + b"null"
+    async with Task(module, "says") as task:
+        output = await task.output(frame=frame.hex())
+
+    assert output.peak_memory is None

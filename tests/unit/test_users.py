@@ -23,14 +23,14 @@ def forgotten():
 
 async def test_no_user_is_the_daemons_own():
     """Nothing to switch, so nothing is put before the program."""
-    assert await find_user("", "") == User(ME.pw_name, ME.pw_dir, ())
+    assert await find_user("", "") == User(ME.pw_name, ME.pw_dir, ME.pw_uid, ())
 
 
 async def test_a_daemons_user_need_not_have_a_name(monkeypatch):
     """A container may run it under any number."""
     monkeypatch.setattr(users.os, "geteuid", lambda: 4_000_000_000)
 
-    assert await find_user("", "") == User("4000000000", "/", ())
+    assert await find_user("", "") == User("4000000000", "/", 4000000000, ())
 
 
 @pytest.mark.root
@@ -107,7 +107,7 @@ async def test_switching_needs_root(not_root, name, group):
 @pytest.mark.parametrize("name", ["", "nobody"])
 async def test_to_stay_who_one_is_needs_nothing(not_root, name):
     """A task that names the daemon's own user works without root."""
-    assert await find_user(name, "") == User("nobody", NOBODY.pw_dir, ())
+    assert await find_user(name, "") == User("nobody", NOBODY.pw_dir, NOBODY.pw_uid, ())
 
 
 @pytest.mark.root
@@ -126,7 +126,7 @@ async def test_a_user_is_remembered_for_a_while(monkeypatch):
 
     def look_up(name, group):
         asked.append(name)
-        return User(name, "/")
+        return User(name, "/", 0)
 
     monkeypatch.setattr(users, "_look_up", look_up)
     await find_user("anna", "")
