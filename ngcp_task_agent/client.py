@@ -238,6 +238,7 @@ class AsyncClient:
         options: Mapping[str, Any] | None = None,
         timeout: float = TIMEOUT,
         on_response: Callable[[dict[str, Any]], None] | None = None,
+        ref: str = "",
     ) -> Result:
         """Send one request and wait for what comes back.
 
@@ -250,6 +251,7 @@ class AsyncClient:
             timeout: Seconds for everything. It ends sooner once all who accepted
                 have ended and nobody else is to be expected.
             on_response: Called with each response as it arrives.
+            ref: The request's uuid; by default a new one.
 
         Returns:
             Whatever came; see `Result.outcome`.
@@ -258,7 +260,7 @@ class AsyncClient:
             ClientError: The bus is not reached, or the connection broke.
             MessageError: *data* has no form in JSON.
         """
-        result = Result(str(uuid.uuid4()))
+        result = Result(ref or str(uuid.uuid4()))
         async for response in self.stream(
             task, dst=dst, data=data, options=options, timeout=timeout, result=result
         ):
@@ -386,11 +388,18 @@ class Client:
         options: Mapping[str, Any] | None = None,
         timeout: float = TIMEOUT,
         on_response: Callable[[dict[str, Any]], None] | None = None,
+        ref: str = "",
     ) -> Result:
         """See `AsyncClient.send`."""
         return self._run(
             self._client.send(
-                task, dst=dst, data=data, options=options, timeout=timeout, on_response=on_response
+                task,
+                dst=dst,
+                data=data,
+                options=options,
+                timeout=timeout,
+                on_response=on_response,
+                ref=ref,
             )
         )
 

@@ -57,7 +57,7 @@ def _show(result: Result, uuid: str) -> None:
         for run in result.runs:
             if run.ended:
                 click.echo(printable(f"ngcp-task: {run.src}: {run.reason}"), err=True)
-    show_missing(result)
+    show_missing(result, reasons=False)
 
 
 def _status(result: Result) -> int:

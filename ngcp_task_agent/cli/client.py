@@ -23,6 +23,7 @@ Exit status:
   4  a node refused, none failed
   5  a node that accepted did not end in time
   6  Redis, or the agent's socket, is not reached
+  130  interrupted; what has begun goes on
 """
 
 

@@ -24,6 +24,7 @@ EXIT = {
     Outcome.UNFINISHED: 5,
 }
 EXIT_UNREACHABLE = 6
+EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 KEYS = ("redis", "socket", "config_dir", "channel", "src")
 
 F = TypeVar("F", bound=Callable[..., Any])

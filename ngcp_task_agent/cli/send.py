@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from ..client import TIMEOUT, ClientError
 from ..errors import MessageError
 from ..messages import decode
-from .link import EXIT, fail, link_options, open_client
+from .link import EXIT, EXIT_INTERRUPTED, fail, link_options, open_client
 from .show import Follower, as_json, show_data, show_missing
 
 
@@ -44,23 +45,26 @@ def send(
     arguments = _read_data(data)
     options = {"stream": follow or None, "result": result or None}
     options = {name: wish for name, wish in options.items() if wish}
-    follower = Follower()
+    follower, ref = Follower(), str(uuid.uuid4())
     client = open_client(link, task)
     with client:
         try:
             answer = client.send(
-                task, dst=dst, data=arguments, timeout=timeout, options=options,
+                task, dst=dst, data=arguments, timeout=timeout, options=options, ref=ref,
                 on_response=None if form else follower.show,
             )  # fmt: skip
         except ClientError as exc:
             fail(exc)
+        except KeyboardInterrupt:
+            click.echo(f"\nngcp-task: what has begun goes on; ngcp-task cancel {ref}", err=True)
+            sys.exit(EXIT_INTERRUPTED)
     if form == "json":
         click.echo(as_json(answer, task, dst))
     elif form == "quiet":
         for run in answer.runs:
             show_data(run.data)
     if form != "json":
-        show_missing(answer)
+        show_missing(answer, reasons=form == "quiet")
     sys.exit(EXIT[answer.outcome])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import sys
+import zlib
 from typing import Any
 
 import click
@@ -45,19 +46,21 @@ class Follower:
 
     def __init__(self) -> None:
         self._begun: dict[tuple[str, str], str] = {}  # lines without their end yet
-        self.seen: set[str] = set()  # nodes that have said something
+        self._shown: dict[str, tuple[int, int]] = {}  # by node: characters, and a checksum
 
     def show(self, response: dict[str, Any]) -> None:
         """Print the whole lines of one piece; what is no live output is shown as ever."""
         src = str(response.get("src", ""))
         if response["status"] != "progress":
             self._flush(src)
-            if response["status"] != "accepted":
-                response = {**response, "data": "" if src in self.seen else response.get("data")}
+            data = response.get("data")
+            if isinstance(data, str) and self._shown.get(src) == _sum((0, 0), data):
+                response = {**response, "data": ""}  # all of it has been shown already
             show_response(response)
             return
-        self.seen.add(src)
         key = (src, str(response.get("stream", "stdout")))
+        if key[1] == "stdout":
+            self._shown[src] = _sum(self._shown.get(src, (0, 0)), str(response.get("data", "")))
         *lines, rest = (self._begun.pop(key, "") + str(response.get("data", ""))).split("\n")
         if len(rest) > LONGEST_LINE:
             lines, rest = [*lines, rest], ""
@@ -73,6 +76,10 @@ class Follower:
 
     def _print(self, key: tuple[str, str], line: str) -> None:
         click.echo(printable(f"{key[0]}: {line}"), err=key[1] == "stderr")
+
+
+def _sum(before: tuple[int, int], text: str) -> tuple[int, int]:
+    return before[0] + len(text), zlib.crc32(text.encode("utf-8", "replace"), before[1])
 
 
 def show_data(data: Any) -> None:
@@ -97,8 +104,12 @@ def as_json(result: Result, task: str, dst: str) -> str:
     ).decode()
 
 
-def show_missing(result: Result) -> None:
-    """On stderr, why the whole is not done where no response has said it."""
+def show_missing(result: Result, reasons: bool = True) -> None:
+    """On stderr, why the whole is not done where no response has said it.
+
+    Args:
+        reasons: Whether those of nodes that failed or refused have not been shown.
+    """
     if not result.runs:
         heard = result.receivers
         if heard == 0:
@@ -110,8 +121,14 @@ def show_missing(result: Result) -> None:
     for run in result.runs:
         if not run.ended:
             click.echo(
-                printable(f"ngcp-task: {run.src} accepted and did not end in time"), err=True
+                printable(
+                    f"ngcp-task: {run.src} accepted and did not end in time; it goes on, "
+                    f"see ngcp-task cancel {result.uuid}"
+                ),
+                err=True,
             )
+        elif reasons and run.reason:
+            click.echo(printable(f"ngcp-task: {run.src}: {run.status}: {run.reason}"), err=True)
 
 
 def _node(run: NodeRun) -> dict[str, Any]:

@@ -138,3 +138,42 @@ def test_workers_killed_at_any_moment(world):
         ("accepted", "done"), ("accepted", "error"),
     }  # fmt: skip
     assert listener.ask("nap", data={"seconds": 0})[-1]["data"] == "rested"
+
+
+TASKS = """
+import asyncio, sys
+
+async def leaves():
+    sys.exit(3)
+
+async def exits():
+    await asyncio.gather(leaves())
+"""
+
+
+def test_a_task_that_a_function_makes_cannot_end_the_agent(world):
+    """asyncio lets its SystemExit through to the very top."""
+    world.file("leaves.py", TASKS)
+    options = {"callable": "leaves:exits", "path": str(world.place / "files")}
+    (daemon,), listener = world.daemons, world.listen()
+    daemon.write_task("exits", redis_task("python", options, timeout=2))
+    until(lambda: listener.ask("exits", "sp1")[-1]["status"] == "error", 5, "the task")
+
+    assert listener.ask("quick")[-1]["data"] == "fine\n"
+    assert daemon.stop() == 0
+
+
+def test_large_answers_push_no_others_out_of_the_queue():
+    """Forty of them together are more than it holds; every job has its end, and every ping."""
+    with World("--client-output-buffer-limit", "pubsub 0 0 0") as world:
+        lines = world.file("lines", ("x" * 79 + "\n") * 48_000)
+        large = command("/bin/cat", lines, max_running=64, timeout=30)
+        world.daemon(tasks={"large": large})
+        listener = world.listen()
+
+        refs = listener.send_all([listener.make("large", "sp1") for _ in range(40)])
+        pings = [listener.send("agent.ping") for _ in range(20)]
+        listener.talk_all([*refs, *pings], seconds=40)
+
+        assert {tuple(listener.statuses(ref)) for ref in refs} == {("accepted", "done")}
+        assert "lost" not in world.daemons[0].log
