@@ -31,6 +31,11 @@ MAX_VALUES = 10_000  # values in one request's data
 # up, it panics.
 MAX_LEVELS = 32  # in one request's data
 MAX_PATH = 60  # words of the longest path in a schema
+# Where the time grows faster than the data: with its square, or with each level.
+_COSTLY = ("unevaluated", "oneOf", "anyOf")
+FEW_VALUES = 1000
+FEW_LEVELS = 10
+MAX_PATTERN = 4096  # characters of a text that is matched, unless `maxLength` allows more
 MAX_FAULTS = 20  # mistakes among which the most telling one is looked for
 LENGTH = 300  # characters of a reason
 _SHOWN = 60  # characters of one value, or name, in it
@@ -68,12 +73,15 @@ class Schema:
         given: The same.
     """
 
-    __slots__ = ("_any_type", "_null", "_validator", "given")
+    __slots__ = ("_any_type", "_limits", "_null", "_validator", "given")
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = given
         self._validator = _make_validator(given)
         self._any_type = "type" in given
+        words = encode(given)
+        costly = any(f'"{word}'.encode() in words for word in _COSTLY)
+        self._limits = (FEW_VALUES, FEW_LEVELS) if costly else (MAX_VALUES, MAX_LEVELS)
         self._null = self._validator.is_valid(None) and self._any_type
 
     def names(self, key: str) -> bool:
@@ -104,7 +112,7 @@ class Schema:
     def _check(self, data: Any, quote: bool) -> str:
         if not self._any_type and not isinstance(data, dict):
             return _line((), _found(data) if quote else _kind(data), "an object")
-        excess = _excess(data)
+        excess = _excess(data, *self._limits)
         if excess:
             return _line((), excess, "fewer")
         errors = list(itertools.islice(self._validator.iter_errors(data), MAX_FAULTS))
@@ -226,7 +234,7 @@ def _doubts(given: dict[str, Any]) -> Iterator[_Remark]:
     """What the draft allows, and what does nothing."""
     from jsonschema import Draft202012Validator
 
-    formats = Draft202012Validator.FORMAT_CHECKER.checkers
+    formats = _formats().checkers
     known = {*Draft202012Validator.VALIDATORS, *_ONE, *_LISTED, *_NAMED, *_ANNOTATIONS}
     for path, schema in _subschemas(given):
         name = schema.get("format")
@@ -274,7 +282,18 @@ def _make_validator(given: Mapping[str, Any]) -> Validator:
     # leads to the top.
     plain = {key: value for key, value in given.items() if key != "$schema"}
     kind = _validator_class()
-    return kind(plain, registry=Registry(), format_checker=kind.FORMAT_CHECKER)
+    return kind(plain, registry=Registry(), format_checker=_formats())
+
+
+@functools.cache
+def _formats() -> Any:
+    """Those that are checked; a stranger's regular expression is not even compiled."""
+    from jsonschema import Draft202012Validator, FormatChecker
+
+    checker = FormatChecker(())
+    checkers = Draft202012Validator.FORMAT_CHECKER.checkers
+    checker.checkers = {name: check for name, check in checkers.items() if name != "regex"}
+    return checker
 
 
 @functools.cache
@@ -299,7 +318,9 @@ def _check_pattern(
 
     if not isinstance(value, str) or len(value) > schema.get("maxLength", len(value)):
         return
-    if not _compiled(pattern).search(value):
+    if "maxLength" not in schema and len(value) > MAX_PATTERN:
+        yield ValidationError(f"is longer than {MAX_PATTERN}, without a maxLength")
+    elif not _compiled(pattern).search(value):
         yield ValidationError(f"does not match {pattern}")
 
 
@@ -327,15 +348,15 @@ def _frozen(value: Any) -> Any:
     return (bool, value) if isinstance(value, bool) else value
 
 
-def _excess(data: Any) -> str:
+def _excess(data: Any, values: int, levels: int) -> str:
     """What there is too much of; empty if *data* is of a size to be checked."""
     count = depth = 0
     for level in _levels(data):
         count, depth = count + len(level), depth + 1
-        if count > MAX_VALUES:
-            return f"more than {MAX_VALUES} values"
-        if depth > MAX_LEVELS:
-            return f"more than {MAX_LEVELS} levels"
+        if count > values:
+            return f"more than {values} values"
+        if depth > levels:
+            return f"more than {levels} levels"
     return ""
 
 
@@ -376,6 +397,8 @@ def _describe(error: ValidationError, quote: bool) -> tuple[Sequence[str | int],
         extra = (n for n in value if n not in names and not any(re.search(p, n) for p in patterns))
         expected = "one of " + ", ".join(names) if names else "no names here"
         return [*path, next(extra, "")], "an unknown name", expected
+    if error.validator == "pattern" and "maxLength" not in schema and len(value) > MAX_PATTERN:
+        return path, f"{len(value)} characters", f"at most {MAX_PATTERN} (or maxLength: …)"
     # What is marked as never shown again is a secret: a reason goes into the log.
     found = _found(value) if quote and not schema.get("writeOnly") else _kind(value)
     return path, found, f"{error.validator}: {_as_json(wanted)}"

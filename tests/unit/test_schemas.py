@@ -433,8 +433,24 @@ def test_data_nested_too_deeply_is_told_as_such(levels):
         },
     })  # fmt: skip
 
-    assert made.fault(deep(31, "a")) == ""
-    assert made.fault(deep(levels, "a")) == "data: found more than 32 levels; expected fewer"
+    assert made.fault(deep(9, "a")) == ""
+    assert made.fault(deep(levels, "a")) == "data: found more than 10 levels; expected fewer"
+    plain = schema({"properties": {"a": {"$ref": "#"}}})
+    assert plain.fault(deep(31, "a")) == ""
+    assert plain.fault(deep(levels, "a")) == "data: found more than 32 levels; expected fewer"
+
+
+def test_what_takes_long_to_check_is_not_checked():
+    """In the event loop everybody waits: alternatives, and what was not evaluated yet."""
+    data = {f"x{number}": 1 for number in range(1001)}
+    for costly in (
+        {"oneOf": [{}]},
+        {"unevaluatedProperties": False, "patternProperties": {"x": {}}},
+    ):
+        assert schema(costly).fault(data) == "data: found more than 1000 values; expected fewer"
+    reason = "data.a: found 5000 characters; expected at most 4096 (or maxLength: …)"
+    assert schema({"properties": {"a": {"pattern": "x"}}}).fault({"a": "x" * 5000}) == reason
+    assert schema({"properties": {"a": {"format": "regex"}}}).fault({"a": "("}) == ""
 
 
 def test_a_panic_of_the_library_is_a_fault():
