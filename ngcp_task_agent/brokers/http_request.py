@@ -269,7 +269,10 @@ def _no_twins(options: Options, key: str, names: Mapping[str, Any]) -> None:
 
 def _value(where: str, text: str) -> str:
     if not _PRINTABLE.fullmatch(text):
-        raise BrokerError(f"{where}: found {text[:100]!a}; expected printable ASCII on one line")
+        # Not quoted: it may be a secret, and one that is cut is not told from other text.
+        place = next(at for at, char in enumerate(text, 1) if not _PRINTABLE.fullmatch(char))
+        found = f"another character at place {place} of {len(text)}"
+        raise BrokerError(f"{where}: found {found}; expected printable ASCII on one line")
     if len(text) > MAX_HEADER:
         raise BrokerError(f"{where}: found {len(text)} characters; at most {MAX_HEADER}")
     return text
