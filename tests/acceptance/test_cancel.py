@@ -10,7 +10,7 @@ import time
 import pytest
 
 from .harness import COMMANDS, World, command, redis_task
-from .processes import kill_marked, marked, until
+from .processes import PATIENCE, kill_marked, marked, until
 from .test_local import Connection
 from .test_trees import new_marker, survivors
 from .wire import FIELDS
@@ -18,7 +18,7 @@ from .wire import FIELDS
 pytestmark = pytest.mark.redis
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-QUICK = 1.0  # seconds for the answer to a cancel, on a busy machine
+QUICK = 1.0 * PATIENCE  # seconds for the answer to a cancel, on a busy machine
 PYTHON = """
 import asyncio, time
 
@@ -190,7 +190,7 @@ def test_twenty_deaf_trees_leave_nobody_and_hold_nobody_up(node, ear):
     for ref, answer in zip(refs, cancels, strict=True):
         check_cancelled(ear, ref, ear.of(answer))
         assert ear.at(ref, "error") - ear.sent[answer] < 2 * QUICK
-    assert seconds < GRACE + 4
+    assert seconds < GRACE + 4 * PATIENCE
 
 
 def cancel_trees(node, listener, count, loops, ping=False):
@@ -220,7 +220,7 @@ def cancel_trees(node, listener, count, loops, ping=False):
     print(f"{count} trees beside {loops} loops: all gone after {seconds:.2f} s; pings: median "
           f"{statistics.median(pings):.4f} s, slowest {max(pings):.4f} s")  # fmt: skip
     assert alive == set()
-    assert statistics.median(pings) < 0.1
+    assert statistics.median(pings) < 0.1 * PATIENCE
     assert max(pings) < QUICK
     return refs, cancels, seconds
 
@@ -236,7 +236,7 @@ def test_a_cancel_of_a_job_that_is_held_back(node):
         begun = time.monotonic()
         bodies = admin.end_of(admin.send("agent.cancel", data={"ref": ref}, src="admin01"))
 
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 3 * PATIENCE
         assert bodies[-1]["status"] == "done", bodies
         assert survivors(node.marker) == set()
         assert deaf.end_of_progress(ref)["reason"] == "cancelled by admin01"

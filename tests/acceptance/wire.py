@@ -5,7 +5,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from .processes import until
+from .processes import PATIENCE, until
 
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
 ABSENT = object()  # a field which is left out of the request
@@ -117,7 +117,7 @@ class Listener:
 
     def hear_until(self, condition, seconds=5.0, what="the awaited response"):
         """Read messages until *condition* is true, for *seconds* at most."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while not condition():
             if time.monotonic() >= end:
                 seen = [(m.body["src"], m.body["task"], m.body["status"]) for m in self.heard]
