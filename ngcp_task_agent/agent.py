@@ -140,9 +140,8 @@ class Agent:
         runs = [r for r in self.runs if r.job.uuid == ref and not r.own and r.status is None]
         for run in runs:
             run.cancel(by)
-        waiting = [task for task, (run, _) in self._answering.items() if run in runs]
-        if waiting:
-            await asyncio.wait(waiting)
+        for run in runs:
+            await run.settled.wait()  # not for the answer: its client may not read it
         works = [run.work for run in runs if run.work is not None]
         if works:
             await asyncio.wait(works)
@@ -210,7 +209,7 @@ class Agent:
         began, sent = time.monotonic(), 0
         async for response in responses:
             payload = encode_response(response)
-            if len(payload) > LARGE or response.chunks > 1:
+            if response.chunks > 1 or (backend.shared and len(payload) > LARGE):
                 await self._deliver_large(address, payload, backend)
             else:
                 backend.deliver(address, payload)

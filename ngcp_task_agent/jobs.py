@@ -73,6 +73,7 @@ class Run:
         self.job = admission.job
         self.output = output
         self.accepted_at = self._loop.time()
+        self.settled = asyncio.Event()  # set once `status` and `reason` stand
         self.status: Status | None = None
         self.reason = ""
         self.queued = time.time()
@@ -113,6 +114,7 @@ class Run:
             self.status, reason = Status.ERROR, str(exc)
         self.reason = _cut(self.output.masked(reason), LONGEST_REASON)
         self.ended = time.time()
+        self.settled.set()
         return self.status, self.reason
 
     @property
