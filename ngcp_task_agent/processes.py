@@ -146,11 +146,11 @@ class Program:
                 starter.enter(self._group, self.pid, confinement)
             undo.pop_all()
         _running[self.pid] = self
-        if self._group is not None:
-            self._gather()
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_exit)
         self._stdout, self._stderr = stdout, stderr
+        if self._group is not None:
+            self._gather()
         if confinement.pids and "pids" not in self._held and os.geteuid() == 0:
             self._loop.call_later(COUNT_EVERY, self._count)
         sweep_soon()
