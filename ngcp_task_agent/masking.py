@@ -176,7 +176,7 @@ def secrets_in(names: Collection[str], values: Mapping[str, Any]) -> set[str]:
                     waiting += value
                 elif value is not None and not isinstance(value, bool):
                     found.add(value if isinstance(value, str) else encode(value).decode())
-    return found
+    return found - {""}
 
 
 def excess(secrets: Collection[str]) -> str:

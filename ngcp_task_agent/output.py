@@ -65,7 +65,7 @@ class Collector:
         self._names = mask
         self._secrets = set(secrets)
         self._lasting = not secrets  # whether they are the task's own, not the request's
-        self._made: Mask | None = None if secrets else Mask()
+        self._made: Mask | None = None
         self._masked: dict[str, MaskedStream] = {}
 
     async def write(self, piece: bytes) -> None:
@@ -158,8 +158,8 @@ class Collector:
         # Not made before something is said: that may take milliseconds, and jobs that
         # wait have been accepted at once.
         if self._made is None:
-            lasting = self._lasting
-            self._made = mask_of(frozenset(self._secrets)) if lasting else Mask(self._secrets)
+            secrets = frozenset(self._secrets)
+            self._made = mask_of(secrets) if self._lasting else Mask(secrets)
         return self._made
 
     def _hidden(self, name: str, piece: bytes) -> bytes:

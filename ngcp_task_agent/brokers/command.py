@@ -77,10 +77,8 @@ class CommandBroker:
         try:
             errors = await self._read(program, output)
             code = await program.wait()
-        except BaseException as exc:
-            await output.write_error(program.stderr)  # empty where it has been followed
-            if isinstance(exc, asyncio.CancelledError):
-                await program.end()
+        except asyncio.CancelledError:
+            await program.end()
             raise
         finally:
             program.finish()  # never holds up the answer
@@ -100,10 +98,11 @@ class CommandBroker:
     async def _read(self, program: Program, output: Output) -> bytes:
         """Read all that it says; the end of its stderr."""
         if not (output.followed or output.masks):
-            await self._read_answer(program, output)
-            errors = program.stderr
-            await output.write_error(errors)
-            return errors
+            try:
+                await self._read_answer(program, output)
+            finally:  # also of one that says too much, or is ended meanwhile
+                await output.write_error(program.stderr)
+            return program.stderr
         reading = asyncio.ensure_future(_read_errors(program, output))
         answering = asyncio.ensure_future(self._read_answer(program, output))
         try:

@@ -25,8 +25,7 @@ from ..users import find_user
 from .python_call import Function, describe_exception
 from .python_text import Answer, log_failure, log_text
 
-PATIENCE = 1.0  # seconds a function may take to end; who takes longer moves to a worker
-LAST_SECONDS = 1.0  # of the time a function has to end in, in which it is cancelled again
+PATIENCE = processes.KILL_AFTER - 1.0  # seconds to end in, until it is cancelled once more
 PENDING = 64  # pieces of progress that nobody has waited for
 
 log = logging.getLogger(__name__)
@@ -142,22 +141,18 @@ class InLoop:
         return BrokerError(describe_exception(exc))
 
     async def _end(self, task: asyncio.Task[Any], work: Coroutine[Any, Any, Any], job: Job) -> None:
-        """Cancel *task* again and again, for `KILL_AFTER` seconds; then close its coroutine."""
-        loop = asyncio.get_running_loop()
-        gives_up = loop.time() + processes.KILL_AFTER
-        while not task.done() and (left := gives_up - loop.time()) > 0:
+        """Cancel *task*, and again after `PATIENCE`; after `KILL_AFTER` close its coroutine."""
+        for patience in (PATIENCE, processes.KILL_AFTER - PATIENCE):
             task.cancel()
-            # Once at first, to let it tidy up, and again and again near the end.
-            patience = left - LAST_SECONDS if left > LAST_SECONDS else min(PATIENCE, left)
             await asyncio.wait((task,), timeout=patience)
-            if not task.done() and not self.stubborn:
+            if task.done():
+                return
+            if not self.stubborn:
                 self.stubborn = True
                 log.warning(
                     "task %s: %s ignores its cancellation; from now on it is called in a "
                     "worker process, where it can be killed", job.task, self._callable,
                 )  # fmt: skip
-        if task.done():
-            return
         with suppress(BaseException):  # whatever it makes of its GeneratorExit
             work.close()
         log.error(

@@ -120,8 +120,8 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
-        self._prints = Prints()
-        self._logs = Budget()
+        self._budget = Budget()
+        self._prints = Prints(self._budget)
         try:
             with theirs:
                 self._program = _start(kind, theirs.fileno(), self._prints.theirs)
@@ -192,7 +192,7 @@ class Worker:
                 await output.progress(data)
             elif kind == LOG:
                 record = _log_record(data)
-                if self._logs.allows():
+                if self._budget.allows(job.task):
                     log_text(job, output, *record)
             elif kind == USAGE:
                 usage = _json(data, dict)

@@ -65,14 +65,19 @@ def log_text(job: Job, output: Output, level: int, text: str) -> None:
 
 
 class Budget:
-    """How much may be logged: `BURST` lines at once, `LINES` a second."""
+    """How much a worker may log, or print: `BURST` lines at once, `LINES` a second."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._left, self._since, self._refused = float(BURST), self._loop.time(), 0
 
-    def allows(self) -> bool:
-        """Whether one more may be; how many were not is logged with the next one."""
+    @property
+    def spent(self) -> bool:
+        """Whether nothing may be logged at the moment, as things stood at the last line."""
+        return self._left < 1
+
+    def allows(self, task: str) -> bool:
+        """Whether *task* may log one more; how many it might not is logged before the next."""
         now = self._loop.time()
         self._left = min(BURST, self._left + (now - self._since) * LINES)
         self._since = now
@@ -81,7 +86,7 @@ class Budget:
             return False
         self._left -= 1
         if self._refused:
-            log.warning("%d lines of a worker process were left out", self._refused)
+            log.warning("task %s: %d lines are left out", task, self._refused)
             self._refused = 0
         return True
 
@@ -92,19 +97,22 @@ class Prints:
     It is read in blocks, each of which is masked before it is cut into lines, and no
     faster than a journal can bear: a flood blocks on its pipe.
 
+    Args:
+        budget: How much of it.
+
     Attributes:
         theirs: The end that the process writes to; to be closed here once it has it.
         last: The last line of this job, to be quoted in a reason; empty if there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
         self._loop = asyncio.get_running_loop()
         self._ours, self.theirs = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._ours, False)
         self._held = b""  # a line that has not ended yet
         self._too_long = False  # and of which nothing is held any more
         self._timer: asyncio.TimerHandle | None = None
-        self._budget, self._since, self._left_out = float(BURST), self._loop.time(), 0
+        self._budget = budget
         self._task = ""
         self._masked: Callable[[str], str] = str
         self.last = ""
@@ -117,7 +125,7 @@ class Prints:
 
     def drain(self) -> None:
         """Log what has been printed so far."""
-        while self._read() == READ_SIZE and self._budget >= 1:
+        while self._read() == READ_SIZE and not self._budget.spent:
             pass
         self._say(self._held)
         self._held, self._too_long = b"", False
@@ -163,18 +171,6 @@ class Prints:
     def _say(self, block: bytes) -> None:
         for line in self._masked(block.decode("utf-8", "replace")).splitlines():
             if line.strip():
-                self._say_line(line)
+                if self._budget.allows(self._task):
+                    log.info("task %s: %s", self._task, line[:LINE_SHOWN])
                 self.last = line.strip()[:QUOTED]
-
-    def _say_line(self, line: str) -> None:
-        now = self._loop.time()
-        self._budget = min(BURST, self._budget + (now - self._since) * LINES)
-        self._since = now
-        if self._budget < 1:
-            self._left_out += 1
-            return
-        if self._left_out:
-            log.warning("task %s: %d printed lines are left out", self._task, self._left_out)
-            self._left_out = 0
-        self._budget -= 1
-        log.info("task %s: %s", self._task, line[:LINE_SHOWN])
