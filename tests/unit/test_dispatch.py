@@ -414,3 +414,30 @@ def test_what_is_masked_is_not_quoted_in_a_refusal(dst):
         reason = str(exc)
 
     assert reason == "data.pin: found a string; expected maxLength: 4"
+
+
+def test_more_secrets_than_can_be_hidden_are_not_even_looked_for():
+    """On a wildcard the job is accepted; a mask of all of them would hold up everybody."""
+    admission = admit(dispatcher(task(mask=["data.keys"])), data={"keys": [str(n) for n in range(99)]})
+
+    assert "to be masked" in admission.fault
+    assert not admission.secrets
+
+
+def test_secrets_are_found_in_data_that_is_no_object():
+    """A schema may ask for an array."""
+    for data in ([{"pin": "4711"}], '[{"pin": "4711"}]'):
+        assert admit(dispatcher(task(mask=["data.0.pin"])), data=data).secrets == {"4711"}
+
+
+def test_the_agent_s_own_tasks_answer_while_others_are_waited_for():
+    """Who wants to know what holds up a stop, or end it, asks then."""
+    one = dispatcher(task(), task(name="agent.jobs", backend=""))
+    one.stopping = True
+
+    with pytest.raises(NotForThisNode):
+        admit(one)
+    assert admit(one, task="agent.jobs").task.name == "agent.jobs"
+    one.stopped = True
+    with pytest.raises(NotForThisNode):
+        admit(one, task="agent.jobs")
