@@ -418,7 +418,9 @@ def test_what_is_masked_is_not_quoted_in_a_refusal(dst):
 
 def test_more_secrets_than_can_be_hidden_are_not_even_looked_for():
     """On a wildcard the job is accepted; a mask of all of them would hold up everybody."""
-    admission = admit(dispatcher(task(mask=["data.keys"])), data={"keys": [str(n) for n in range(99)]})
+    many = [str(number) for number in range(99)]
+
+    admission = admit(dispatcher(task(mask=["data.keys"])), data={"keys": many})
 
     assert "to be masked" in admission.fault
     assert not admission.secrets
