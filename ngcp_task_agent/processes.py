@@ -271,9 +271,9 @@ class Program:
             if process.pid not in found:
                 found[process.pid] = process
                 waiting += _present.children.get(process.pid, ())
-        ours = [process for process in found.values() if process.state not in "ZX"]
-        self._known.update((process.pid, process.started) for process in ours)
-        return ours
+        # The dead as well: who was never seen alive is reaped at the next look.
+        self._known.update((process.pid, process.started) for process in found.values())
+        return [process for process in found.values() if process.state not in "ZX"]
 
     def _roots(self) -> list[Process]:
         """Those from whom all others of this program descend, over whatever detours."""
