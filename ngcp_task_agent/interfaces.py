@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from .destination import Node
 from .messages import encode
 from .options import Options
 
@@ -28,12 +29,79 @@ class Delivery(NamedTuple):
             reaches this node as ``local`` and ``localhost``.
         address: Where answers go; empty if the request has to say
             (`options.feedback_channel`).
+        claim: What holds a durable request; None for a message that is forgotten
+            once it is read.
     """
 
     payload: bytes
     control_channel: str
     local: bool = False
     address: str = ""
+    claim: Claim | None = None
+
+
+class Claim(Protocol):
+    """The hold on a durable request: while it lasts, nobody else runs it.
+
+    The backend renews it. Each claim is given up once, by one of `settle`, `retry`,
+    `release` and `drop`; these wait for the transport as long as it is away, and
+    tell whether the claim was still held. If not, somebody else has taken the request
+    over and nothing was sent or changed.
+
+    Attributes:
+        attempt: Which try this is, from 1; it grows with each, so that it can fence off
+            the late effects of an earlier one.
+        taken_over: Whether the one who held it before has gone without a word.
+        pool: Name of the pool of which one member runs it; empty where every node
+            decides by `dst`.
+        posted: When it was posted, in unix seconds by the transport's clock.
+        on_lost: Called once, by the backend, when somebody else has taken it over.
+    """
+
+    attempt: int
+    taken_over: bool
+    pool: str
+    posted: float
+    on_lost: Callable[[], None]
+
+    async def settle(
+        self, address: str, payload: bytes, stream: str = "", failure: str = ""
+    ) -> bool:
+        """Hand over the last response and acknowledge, in one step; see `Backend.deliver`.
+
+        Args:
+            failure: Why it has failed for good: it is also put among the dead letters.
+        """
+
+    async def retry(self, delay: float) -> bool:
+        """This attempt has failed; the next one is due in *delay* seconds."""
+
+    async def release(self, delay: float = 0.0) -> bool:
+        """It was not started: it goes back, and this does not count as an attempt."""
+
+    async def drop(self, failure: str = "") -> bool:
+        """Acknowledge without a word: it is for others, or cannot be answered.
+
+        Args:
+            failure: Why it is no request: it is also put among the dead letters.
+        """
+
+
+class Host(Protocol):
+    """What a backend may know of the daemon that it serves.
+
+    Attributes:
+        identity: Tells this agent from others, also of the same name: stays the same
+            from start to start.
+    """
+
+    identity: str
+
+    def node(self) -> Node:
+        """Names and facts, as they are now."""
+
+    def room(self, control_channel: str) -> int:
+        """How many more requests from there could be started at once; 0 at a stop."""
 
 
 class Backend(Protocol):
@@ -41,10 +109,12 @@ class Backend(Protocol):
 
     Attributes:
         on_change: Called when `state` has changed; set by the daemon.
+        host: Whom it serves; set by the daemon before `open`.
         shared: Whether the responses to all addresses wait in one queue.
     """
 
     on_change: Callable[[], None]
+    host: Host | None
     shared: bool
 
     def subscription(self, options: Options) -> str:
@@ -63,11 +133,17 @@ class Backend(Protocol):
     def receive(self) -> AsyncIterator[Delivery]:
         """Yield deliveries until `stop`; reconnects by itself, for ever."""
 
-    def deliver(self, address: str, payload: bytes) -> None:
+    def deliver(self, address: str, payload: bytes, stream: str = "") -> None:
         """Hand over one encoded response; never waits.
 
         Responses leave in this order on one connection. While the transport is
         away they wait in a bounded queue; what does not fit is dropped and counted.
+
+        Args:
+            address: Who hears it now; may be empty if there is a *stream*.
+            payload: The response.
+            stream: Where it is kept as well, for a client that comes later
+                (`options.feedback_stream`). A transport that keeps nothing ignores it.
         """
 
     async def flush(self, address: str) -> None:
@@ -79,6 +155,13 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Send what waits, for a bounded time, and disconnect."""
+
+    async def now(self) -> float:
+        """What time it is by the transport's clock, in unix seconds: everybody's the same.
+
+        Raises:
+            BackendError: The transport is away, and was never asked before.
+        """
 
     def state(self) -> BackendState:
         """How the transport is, for status lines and the watchdog."""
@@ -114,6 +197,7 @@ class Job:
             what the task's schema allows, if it has one.
         options: The request's `options`.
         deadline: When it is ended, in unix seconds; None for never.
+        attempt: Which try this is, from 1; see `Claim.attempt`.
     """
 
     task: str
@@ -123,6 +207,7 @@ class Job:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     deadline: float | None = None
+    attempt: int = 1
 
     def text(self) -> str:
         """`data` as text: a string as it is, anything else as JSON, nothing as ""."""

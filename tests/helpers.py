@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import psutil
 
@@ -132,6 +133,7 @@ class MemoryBackend:
 
     def __init__(self):
         self.on_change = lambda: None
+        self.host = None
         self.sent = {}
         self._inbox = asyncio.Queue()
         self._channels = {"control"}
@@ -166,8 +168,12 @@ class MemoryBackend:
         while (delivery := await self._inbox.get()) is not None:
             yield delivery
 
-    def deliver(self, address, payload):
-        self.sent.setdefault(address, []).append(payload)
+    def deliver(self, address, payload, stream=""):
+        for place in filter(None, (address, stream)):
+            self.sent.setdefault(place, []).append(payload)
+
+    async def now(self):
+        return time.time()
 
     async def flush(self, address):
         pass

@@ -19,11 +19,12 @@ import select
 import socket
 import stat
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 from ..errors import BackendError
-from ..interfaces import BackendState, Delivery
+from ..interfaces import BackendState, Delivery, Host
 from ..options import Options
 
 LONGEST_LINE = 64 * 1024 * 1024  # bytes; what is too long for a request is told by its decoder
@@ -60,6 +61,7 @@ class LocalBackend:
         self._closed = False
         self._dropped = 0
         self.on_change: Callable[[], None] = lambda: None
+        self.host: Host | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def subscription(self, options: Options) -> str:
@@ -102,7 +104,7 @@ class LocalBackend:
         while (delivery := await self._inbox.get()) is not None:
             yield delivery
 
-    def deliver(self, address: str, payload: bytes) -> None:
+    def deliver(self, address: str, payload: bytes, stream: str = "") -> None:
         writer = self._clients.get(address)
         if writer is None or writer.is_closing():
             self._dropped += 1
@@ -117,6 +119,9 @@ class LocalBackend:
         if writer is not None:
             with suppress(OSError):
                 await writer.drain()
+
+    async def now(self) -> float:
+        return time.time()
 
     async def stop(self) -> None:
         if self._server is not None:

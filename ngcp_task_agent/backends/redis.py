@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import BackendError
-from ..interfaces import BackendState, Delivery
+from ..interfaces import BackendState, Delivery, Host
 from ..options import Options
 from .redis_publisher import Publisher
 from .redis_server import RedisServer, pause
@@ -70,6 +70,7 @@ class RedisBackend:
         self._trouble = ""  # what has been logged last
         self._attempt = 0.0  # loop time of the last attempt to connect
         self.on_change: Callable[[], None] = lambda: None
+        self.host: Host | None = None
 
     def subscription(self, options: Options) -> str:
         return options.text("control_channel", CONTROL_CHANNEL)
@@ -101,11 +102,14 @@ class RedisBackend:
             if not self._stopping:
                 await asyncio.sleep(pause(failures))
 
-    def deliver(self, address: str, payload: bytes) -> None:
+    def deliver(self, address: str, payload: bytes, stream: str = "") -> None:
         self._publisher.post(address, payload)
 
     async def flush(self, address: str) -> None:
         await self._publisher.flush()
+
+    async def now(self) -> float:
+        raise BackendError("not asked yet")
 
     async def stop(self) -> None:
         self._stopping = True
