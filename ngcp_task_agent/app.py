@@ -196,6 +196,8 @@ class Loader:
             parsed.mask,
             gate,
             parsed.arguments,
+            parsed.retry,
+            parsed.journal_required,
         )  # fmt: skip
         notes = [*parsed.broker_options.notes, *parsed.backend_options.unknown()]
         self._built[document.file] = _Built(document.text, task, notes)

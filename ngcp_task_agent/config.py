@@ -21,6 +21,7 @@ from .messages import MAX_REQUEST
 from .options import Options
 from .ownership import stranger
 from .replies import CHUNK_SIZE
+from .retry import Retry, read_retry
 from .schemas import Schema, read_schema
 
 CONFIG_DIR = "/etc/ngcp-task-agent"
@@ -86,6 +87,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class JournalSettings:
+    """``journal`` of agent.yml."""
+
+    enabled: bool = True
+    max_age: float = 7.0  # days
+    max_size: int = 256 * 1024 * 1024  # bytes
+    sync: str = "process"
+
+
+@dataclass(frozen=True)
 class Settings:
     """agent.yml, all of it optional; `fact_sources` are mappings with a ``type``."""
 
@@ -99,6 +110,7 @@ class Settings:
     log_level: str = "info"
     log_format: str = "auto"
     limits: Limits = field(default_factory=Limits)
+    journal: JournalSettings = field(default_factory=JournalSettings)
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,8 @@ class TaskFile:
     max_queued: int
     mask: tuple[str, ...]
     arguments: Schema | None
+    retry: Retry
+    journal_required: bool
 
 
 def read_directory(directory: str) -> Files:
@@ -152,6 +166,7 @@ def read_directory(directory: str) -> Files:
 def read_settings(options: Options) -> Settings:
     """agent.yml; mistakes are noted in *options*."""
     log, limits, facts = options.section("log"), options.section("limits"), options.section("facts")
+    journal = options.section("journal")
     settings = Settings(
         name=_host_name(options, "name", options.text("name")),
         aliases=tuple(_host_name(options, "aliases", a) for a in options.names("aliases")),
@@ -167,8 +182,14 @@ def read_settings(options: Options) -> Settings:
             limits.size("max_request", MAX_REQUEST, minimum=1024),
             limits.size("chunk_size", CHUNK_SIZE, minimum=1024),
         ),
+        journal=JournalSettings(
+            journal.flag("enabled", True),
+            journal.number("max_age", JournalSettings.max_age, minimum=0.01, unit="days"),
+            journal.size("max_size", JournalSettings.max_size, minimum=1024 * 1024),
+            journal.text("sync", JournalSettings.sync, choices=("process", "machine")),
+        ),
     )
-    for section in (log, limits, options):
+    for section in (log, limits, journal, options):
         section.close()
     return settings
 
@@ -197,6 +218,8 @@ def read_task(options: Options, stem: str) -> TaskFile:
         max_queued=options.integer("max_queued", MAX_QUEUED),
         mask=_mask(options, broker_options),
         arguments=read_schema(options, "arguments"),
+        retry=read_retry(options, "retry"),
+        journal_required=options.text("journal", choices=("required", "wanted")) == "required",
     )
     options.close()
     return task

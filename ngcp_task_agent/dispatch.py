@@ -16,6 +16,7 @@ from .errors import NotForThisNode, Rejected
 from .interfaces import Broker, Delivery, Job
 from .masking import excess, secrets_in
 from .messages import Request
+from .retry import NEVER, Retry
 from .schemas import Schema
 
 TIMEOUT = 9.5  # seconds from accepted; clients stop listening after 10
@@ -101,6 +102,8 @@ class Task:
         mask: Names of what must not get out: variables, and ``data.…`` of the request.
         gate: Where jobs wait; the same for every version of the file.
         arguments: What a request's `data` has to be; None for anything.
+        retry: Whether and when a durable request that has failed is tried again.
+        journal_required: Whether it must not run where its request cannot be recorded.
     """
 
     name: str
@@ -115,6 +118,8 @@ class Task:
     mask: Collection[str] = ()
     gate: Gate = field(default_factory=Gate)
     arguments: Schema | None = None
+    retry: Retry = NEVER
+    journal_required: bool = False
 
     @property
     def masks_data(self) -> bool:
@@ -142,11 +147,13 @@ class Wishes(NamedTuple):
         timeout: Seconds from accepted to the end; None for no limit.
         stream: Whether the client reads along.
         result: Whether the last answer tells how the process ended.
+        ttl: Seconds after `timestamp` in which it may be started; None for ever.
     """
 
     timeout: float | None = None
     stream: bool = False
     result: bool = False
+    ttl: float | None = None
 
 
 class Admission(NamedTuple):
@@ -161,6 +168,8 @@ class Admission(NamedTuple):
             because the request does not name this node and may not be rejected.
         size: Bytes of the request.
         secrets: Texts in it that the task masks.
+        timestamp: When the request was made, in unix seconds of the bus; None if it
+            did not say.
     """
 
     task: Task
@@ -170,6 +179,7 @@ class Admission(NamedTuple):
     fault: str = ""
     size: int = 0
     secrets: Collection[str] = ()
+    timestamp: float | None = None
 
 
 class Dispatcher:
@@ -212,20 +222,24 @@ class Dispatcher:
         # answered, not even with "unknown task".
         node = self._node()
         local = delivery.local or request.src == node.name or request.src in node.aliases
-        if not request.dst.selects(node, local):
+        claim = delivery.claim
+        pooled = claim is not None and bool(claim.pool)
+        if claim is not None and pooled:
+            if str(request.dst) not in ("*", claim.pool):
+                raise Rejected(
+                    f"dst: found {str(request.dst)!r:.80}; expected '*' or {claim.pool!r}"
+                )
+        elif not request.dst.selects(node, local):
             raise NotForThisNode
+        named = pooled or request.dst.names(node, local)
         task = self.tasks.get(request.task)
         if task is None or not task.hears(backend, delivery.control_channel):
-            raise _refusal(request, node, local, f"unknown task {request.task!r:.80}")
-        if self.stopped or (self.stopping and task.backend):
-            raise _refusal(request, node, local, "the agent is stopping")
-        if task.gate.full:
-            reason = f"{task.gate.running} jobs run and {task.gate.queued} wait (max_queued)"
-            raise _refusal(request, node, local, reason)
+            raise _refusal(named, f"unknown task {request.task!r:.80}")
+        crowded = self._crowded(task, len(delivery.payload))
+        if crowded:  # what is durable goes back, and comes again
+            raise Crowded(crowded) if claim is not None else _refusal(named, crowded)
         size = len(delivery.payload)
-        if self._held and self._held + size > MAX_HELD:
-            raise _refusal(request, node, local, "the requests at work are too large together")
-        wishes, fault = _wishes(request.options, task)
+        wishes, fault = _wishes(request, task)
         if task.arguments is not None:
             fault = fault or task.arguments.fault(request.data, quote=not task.masks_data)
         arguments, secrets = _arguments(request, task), set[str]()
@@ -234,27 +248,38 @@ class Dispatcher:
             over = excess(secrets)
             if over:  # what is not run, and not quoted, has nothing to hide
                 fault, secrets = fault or over, set()
-        if fault and request.dst.names(node, local):
+        if fault and named:
             raise Rejected(fault)
         deadline = None if wishes.timeout is None else time.time() + wishes.timeout
         job = Job(
             request.task, request.uuid, request.src, request.data, arguments, request.options,
-            deadline,
+            deadline, claim.attempt if claim is not None else 1,
         )  # fmt: skip
         self._held += size
-        return Admission(task, job, node.name, wishes, fault, size, secrets)
+        timestamp = request.timestamp if wishes.ttl is not None else None
+        return Admission(task, job, node.name, wishes, fault, size, secrets, timestamp)
 
     def release(self, admission: Admission) -> None:
         """The job is over, and what its request took is free."""
         self._held -= admission.size
+
+    def _crowded(self, task: Task, size: int) -> str:
+        """Why there is no room at the moment; empty if there is."""
+        if self.stopped or (self.stopping and task.backend):
+            return "the agent is stopping"
+        if task.gate.full:
+            return f"{task.gate.running} jobs run and {task.gate.queued} wait (max_queued)"
+        if self._held and self._held + size > MAX_HELD:
+            return "the requests at work are too large together"
+        return ""
 
 
 class Crowded(NotForThisNode):
     """A limit is reached, and the request does not name this node: silence, but counted."""
 
 
-def _refusal(request: Request, node: Node, local: bool, reason: str) -> Exception:
-    if request.dst.names(node, local):
+def _refusal(named: bool, reason: str) -> Exception:
+    if named:
         return Rejected(reason)
     return NotForThisNode() if reason.startswith("unknown task") else Crowded(reason)
 
@@ -271,19 +296,34 @@ def _arguments(request: Request, task: Task) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key != EXTRA_ARGS}
 
 
-def _wishes(options: Mapping[str, Any], task: Task) -> tuple[Wishes, str]:
-    """What *options* ask for, and what is wrong with them; empty if nothing."""
-    timeout, fault = task.timeout, ""
-    wish = options.get("timeout")
+def _wishes(request: Request, task: Task) -> tuple[Wishes, str]:
+    """What the options ask for, and what is wrong with them; empty if nothing."""
+    options, timeout = request.options, task.timeout
+    wish, fault = _seconds(options, "timeout")
     if wish is not None:
-        if isinstance(wish, bool) or not isinstance(wish, int | float) or not 0 < wish < 1e9:
-            found = f"{wish:g}" if isinstance(wish, int | float) else f"a {type(wish).__name__}"
-            fault = f"options.timeout: found {found}; expected seconds, more than 0"
-        else:
-            timeout = wish if timeout is None else min(wish, timeout)
+        timeout = wish if timeout is None else min(wish, timeout)
+    ttl, wrong = _seconds(options, "ttl")
+    fault = fault or wrong
+    if ttl is not None and not _is_number(request.timestamp, none=True):
+        fault = fault or "timestamp: expected unix seconds, from which options.ttl counts"
     for name in ("stream", "result"):
         if not isinstance(options.get(name), bool | None):
             found = f"a {type(options[name]).__name__}"
             fault = fault or f"options.{name}: found {found}; expected true or false"
     stream, result = options.get("stream") is True, options.get("result") is True
-    return Wishes(timeout, stream, result), fault
+    return Wishes(timeout, stream, result, ttl), fault
+
+
+def _seconds(options: Mapping[str, Any], name: str) -> tuple[float | None, str]:
+    """An option that is a duration, or what is wrong with it."""
+    wish = options.get(name)
+    if wish is None or (_is_number(wish) and 0 < wish < 1e9):
+        return wish, ""
+    found = f"{wish:g}" if isinstance(wish, int | float) else f"a {type(wish).__name__}"
+    return None, f"options.{name}: found {found}; expected seconds, more than 0"
+
+
+def _is_number(value: Any, none: bool = False) -> bool:
+    if value is None:
+        return none
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ LONGEST_REASON = 4096  # characters; more is no reason but a text
 LONGEST_RECORDED = 500  # characters of it kept once the job is over
 LONGEST_NAME = 200  # characters of a client's texts kept once the job is over
 NOT_STARTED = "before it was started"
+CANCELLED = "cancelled"
 SETTLE = 0.25  # seconds a broker that is told to end may delay the answer
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Run:
         work: The broker's work, once it has begun; it may outlive the answer.
         status: done or error, once that is known.
         reason: Why, for an error.
+        cause: The kind of error: error, timeout, cancelled, stopped, lost, expired.
     """
 
     def __init__(self, admission: Admission, house: Gate, output: Collector) -> None:
@@ -75,7 +78,7 @@ class Run:
         self.accepted_at = self._loop.time()
         self.settled = asyncio.Event()  # set once `status` and `reason` stand
         self.status: Status | None = None
-        self.reason = ""
+        self.reason = self.cause = ""
         self.queued = time.time()
         self.started: float | None = None
         self._began: float | None = None  # the same by the loop's clock, which nobody sets
@@ -85,33 +88,42 @@ class Run:
         self.own = not admission.task.backend
         self._gates = (admission.task.gate,) if self.own else (admission.task.gate, house)
         self._place = admission.task.gate.join()
-        self._over: asyncio.Future[str] = self._loop.create_future()
-        self._cancelled = False
+        self._over: asyncio.Future[tuple[str, str]] = self._loop.create_future()
 
     def cancel(self, by: str) -> None:
         """Let it end because *by* wishes it; see `end`."""
-        self._cancelled = self._cancelled or not self._over.done()
-        self.end(f"cancelled by {by[:LONGEST_NAME] or 'a client without a name'}")
+        self.end(f"cancelled by {by[:LONGEST_NAME] or 'a client without a name'}", CANCELLED)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, cause: str = "error") -> None:
         """Let it end with an error as soon as possible; only the first call counts."""
         if not self._over.done():
-            self._over.set_result(reason)
+            self._over.set_result((reason, cause))
 
-    async def outcome(self) -> tuple[Status, str]:
+    def withdraw(self) -> None:
+        """Give its place up instead of asking for an `outcome`: it is not to run."""
+        self._withdraw(self._gates[0], self._place)
+        self.settled.set()
+
+    async def outcome(
+        self, refused: Callable[[], Awaitable[str]] | None = None
+    ) -> tuple[Status, str]:
         """Wait, run, and tell how it ended.
 
         The answer never waits for a broker that does not heed its cancellation;
         the job's place does.
 
+        Args:
+            refused: Asked when everything is ready: why it must not start any more,
+                or nothing.
+
         Returns:
             done and an empty reason, or error and why.
         """
-        self.status, reason = await self._outcome()
+        self.status, reason = await self._outcome(refused)
         try:
             await self.output.finish()
         except BrokerError as exc:  # the disk is full
-            self.status, reason = Status.ERROR, str(exc)
+            self.status, self.cause, reason = Status.ERROR, "error", str(exc)
         self.reason = _cut(self.output.masked(reason), LONGEST_REASON)
         self.ended = time.time()
         self.settled.set()
@@ -120,12 +132,12 @@ class Run:
     @property
     def cancelled(self) -> bool:
         """Whether it has ended for that, and not by itself in the same moment."""
-        return self._cancelled and self.reason == self.output.masked(self._over.result())
+        return self.cause == CANCELLED
 
     def fail(self, reason: str) -> tuple[Status, str]:
         """It turned out to be an error after all."""
-        reason = _cut(self.output.masked(reason), LONGEST_REASON)
-        self.status, self.reason = Status.ERROR, reason
+        self.status, self.cause = Status.ERROR, "error"
+        self.reason = _cut(self.output.masked(reason), LONGEST_REASON)
         return self.status, self.reason
 
     def result(self) -> dict[str, Any]:
@@ -159,33 +171,41 @@ class Run:
             return "ending" if ending else self.status.value
         return "queued" if self.started is None else "running"
 
-    async def _outcome(self) -> tuple[Status, str]:
+    async def _outcome(self, refused: Callable[[], Awaitable[str]] | None) -> tuple[Status, str]:
         timer = self._limit(self.admission.wishes.timeout, "time limit of {:g} s reached")
+        run_timer = None
         try:
             if self.admission.fault:
-                self.end(self.admission.fault)
+                self.end(self.admission.fault, "fault")
             if not await self._has_place():
-                reason = self._over.result()
-                return Status.ERROR, reason if self._cancelled else f"{reason}, {NOT_STARTED}"
+                status, reason = self._ended()
+                late = self.cause in ("error", "timeout", "stopped")
+                return status, f"{reason}, {NOT_STARTED}" if late else reason
+            if refused is not None and (why := await refused()):
+                self.end(why, "expired")
+            if self._over.done():
+                self._leave_gates()
+                return self._ended()
             self.started, self._began = time.time(), self._loop.time()
             run_timer = self._limit(self.task.run_timeout, "run time limit of {:g} s reached")
             if self.task.run_timeout is not None:
                 ends = (self.started + self.task.run_timeout, self.job.deadline or math.inf)
                 self.job = replace(self.job, deadline=min(ends))
-            try:
-                return await self._run()
-            finally:
-                if run_timer is not None:
-                    run_timer.cancel()
+            return await self._run()
         finally:
             self.output.closed = True
-            if timer is not None:
-                timer.cancel()
+            for one in (timer, run_timer):
+                if one is not None:
+                    one.cancel()
 
     def _limit(self, seconds: float | None, reason: str) -> asyncio.TimerHandle | None:
         if seconds is None:
             return None
-        return self._loop.call_later(seconds, self.end, reason.format(seconds))
+        return self._loop.call_later(seconds, self.end, reason.format(seconds), "timeout")
+
+    def _ended(self) -> tuple[Status, str]:
+        reason, self.cause = self._over.result()
+        return Status.ERROR, reason
 
     async def _has_place(self) -> bool:
         """Pass the task's gate and then the house's; False once the job is over."""
@@ -194,14 +214,18 @@ class Run:
             if place is not None:
                 await asyncio.wait((place, self._over), return_when=asyncio.FIRST_COMPLETED)
             if self._over.done():
-                if place is None:
-                    gate.leave()
-                else:
-                    gate.withdraw(place)
+                self._withdraw(gate, place)
                 for passed in self._gates[:number]:
                     passed.leave()
                 return False
         return True
+
+    @staticmethod
+    def _withdraw(gate: Gate, place: asyncio.Future[None] | None) -> None:
+        if place is None:
+            gate.leave()
+        else:
+            gate.withdraw(place)
 
     async def _run(self) -> tuple[Status, str]:
         work = self._loop.create_task(_call(self.task.broker, self.job, self.output))
@@ -211,11 +235,13 @@ class Run:
         if not work.done():
             work.cancel()
             await asyncio.wait((work,), timeout=SETTLE)
-            return Status.ERROR, self._over.result()
+            return self._ended()
+        self.cause = "error"
         if work.cancelled():
             return Status.ERROR, "cancelled"
         problem = work.exception()
         if problem is None:
+            self.cause = ""
             return Status.DONE, ""
         if isinstance(problem, BrokerError):
             # Somebody else's text; the wire takes no lone surrogates.
@@ -226,10 +252,13 @@ class Run:
         return Status.ERROR, f"internal error in task {self.job.task}, see the node's log"
 
     def _leave(self, work: asyncio.Task[None]) -> None:
-        for gate in self._gates:
-            gate.leave()
+        self._leave_gates()
         if not work.cancelled():
             work.exception()  # seen; what it means is decided above
+
+    def _leave_gates(self) -> None:
+        for gate in self._gates:
+            gate.leave()
 
 
 async def _call(broker: Broker, job: Job, output: Collector) -> None:

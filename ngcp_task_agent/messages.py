@@ -47,6 +47,7 @@ class Request(NamedTuple):
         dst: Which nodes it is for.
         options: Whatever else the client sent; unknown keys are no error.
         data: As it came; see `arguments`.
+        timestamp: When it was made, as the client says; anything may stand there.
     """
 
     uuid: str
@@ -55,12 +56,19 @@ class Request(NamedTuple):
     dst: Destination
     options: Mapping[str, Any]
     data: Any = None
+    timestamp: Any = None
 
     @property
     def feedback_channel(self) -> str:
         """Where answers go; empty if the client did not say."""
         channel = self.options.get("feedback_channel")
         return channel if isinstance(channel, str) else ""
+
+    @property
+    def feedback_stream(self) -> str:
+        """The stream where answers are kept as well; empty if the client did not say."""
+        stream = self.options.get("feedback_stream")
+        return stream if isinstance(stream, str) else ""
 
     def plain(self) -> Any:
         """`data`, and what it holds if it is a string that holds JSON."""
@@ -134,6 +142,7 @@ def decode_request(payload: bytes, limit: int = MAX_REQUEST) -> Request:
         Destination.parse(_text(fields, "dst")),
         options,
         fields.get("data"),
+        fields.get("timestamp"),
     )
 
 

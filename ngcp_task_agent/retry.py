@@ -49,7 +49,7 @@ class Retry(NamedTuple):
             chance: 0 to 1, by default drawn.
         """
         chance = random.random() if chance is None else chance
-        whole = min(self.longest, self.base * 2 ** min(attempt - 1, 64))
+        whole = min(self.longest, self.base * 2.0 ** min(attempt - 1, 64))
         return whole * (1 - self.jitter * chance)
 
 
