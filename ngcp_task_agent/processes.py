@@ -36,6 +36,7 @@ HUNT = 0.01  # seconds at a time spent on children that fork faster than one can
 COUNT_EVERY = 0.1  # seconds between two counts where no limit of the kernel's holds
 LOOK_EVERY = 0.02  # seconds between two looks at a tree that is being ended, at first
 LOOK_SELDOM = 0.1  # seconds between them, later
+REMOVALS = 50  # attempts to remove a control group that is empty, `LOOK_SELDOM` apart
 MARK = "NGCP_TASK_JOB"  # environment variable that tells whose a process is
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -377,12 +378,16 @@ class Program:
             self._on_exit()
         os.close(self._pidfd)
         self._pidfd = -1
-        if self._group is not None:
-            self._group.remove()
+        self._remove_group(REMOVALS)
         for pipe in (self._stdout, self._stderr):
             if pipe is not None:
                 pipe.close()
         _running.pop(self.pid, None)
+
+    def _remove_group(self, tries: int) -> None:
+        """On a busy machine the kernel is not done with a group when its last process is."""
+        if self._group is not None and not self._group.remove() and tries > 1:
+            self._loop.call_later(LOOK_SELDOM, self._remove_group, tries - 1)
 
 
 def adopt_orphans(loop: asyncio.AbstractEventLoop) -> None:
