@@ -9,6 +9,7 @@ Everything this package raises on purpose.
   - Rejected           understood, but not to be run        -> status "rejected"
   - BrokerError        accepted, then failed                -> status "error"
   - BackendError       the transport is gone                -> reconnect
+  - JournalError       a request cannot be recorded         -> rejected where its task requires it
 
 Each branch has exactly one consequence, named at the right; code that catches
 `TaskAgentError` itself belongs in `cli` only.
@@ -82,3 +83,7 @@ class BrokerError(TaskAgentError):
 
 class BackendError(TaskAgentError):
     """The transport failed or is not there."""
+
+
+class JournalError(TaskAgentError):
+    """A request cannot be recorded; the text says why."""

@@ -30,9 +30,10 @@ FLOORS = [
         "confinement",
         "schemas",
         "context",
+        "journal",
     },
     {"placeholders"},
-    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"},
+    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces", "ledger"},
     {"destination", "ownership"},
     {"errors"},
 ]

@@ -1,0 +1,384 @@
+"""
+What was begun and how it ended, on disk: so that no request runs twice or is forgotten.
+
+One thread owns the file (`ledger`). What arrives while it commits makes the next
+transaction, and its answers come back to the event loop in one go. Knows nothing of
+requests beyond their `Entry`, and nothing of who answers them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+from .errors import JournalError
+from .ledger import PAYLOAD, Ended, Entry, Key, Ledger, Outcome, Unfinished
+
+__all__ = ["PAYLOAD", "Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
+
+BATCH = 512  # requests of a transaction
+LINGER = 1.0  # seconds that `sent` waits for company
+KEPT = 10_000  # ends kept in memory while the disk takes none
+CATCH_UP = 128  # of them written with one transaction, once it takes them again
+CHECK = 60.0  # seconds between two looks at age and size, while there is something to write
+CHECK_BYTES = 1024 * 1024  # or so much written
+ROW = 300  # bytes of a row besides its payload, about
+HOLD = 0.05  # seconds that deleting what is old may hold up a commit
+
+_OPEN, _CLOSE = "open", "close"
+
+T = TypeVar("T")
+_Begun = asyncio.Future[Outcome | None]
+_Done = asyncio.Future[None]
+_Answer = tuple[asyncio.Future[Any], Any]
+
+log = logging.getLogger(__name__)
+
+
+class JournalState(NamedTuple):
+    """How the journal is.
+
+    Attributes:
+        ok: Whether the last attempt to record something went well.
+        text: One line for people.
+        failures: Begins and ends that could not be written when they were due.
+        entries: Requests on record.
+    """
+
+    ok: bool
+    text: str
+    failures: int
+    entries: int
+
+
+class Journal:
+    """The record of requests.
+
+    Args:
+        path: The file; its directory is made if need be.
+        max_age: Seconds after its end that an entry is kept.
+        max_size: Bytes on disk, about; the oldest ended entries make room.
+        sync: ``normal``: what is recorded survives the death of this process; ``full``:
+            also that of the machine, with one fsync a transaction.
+
+    Attributes:
+        on_change: Called in the loop when `state().ok` has changed.
+        on_unfinished: Called in the loop with what `open` could not return, because
+            the file could only be had later.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        max_age: float = 7 * 86400.0,
+        max_size: int = 256 * 1024 * 1024,
+        sync: str = "normal",
+    ) -> None:
+        if sync not in ("normal", "full"):
+            raise ValueError(f"sync: found {sync}; expected normal or full")
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_unfinished: Callable[[list[Unfinished]], None] = lambda found: None
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
+        self._writer = _Writer(Ledger(path, sync), max_age, max_size, self._tell)
+        self._due: asyncio.TimerHandle | None = None  # rings for `sent`
+
+    async def open(self) -> list[Unfinished]:
+        """Start; what an earlier run of the agent has left behind, oldest first.
+
+        Never raises: where the file cannot be had, `state` tells why, `begin` raises, and
+        it is tried again with all that is to be recorded.
+        """
+        self._loop = asyncio.get_running_loop()
+        opened: asyncio.Future[list[Unfinished]] = self._loop.create_future()
+        self._writer.bell.put((_OPEN, opened))
+        threading.Thread(target=self._writer.run, name="journal", daemon=True).start()
+        return await opened
+
+    async def begin(self, entry: Entry) -> Outcome | None:
+        """Record *entry*; returns once that is committed.
+
+        Returns:
+            None: run it. An outcome: the same `src` and `uuid` was here before, and this is
+            what it is answered with.
+
+        Raises:
+            JournalError: It cannot be recorded.
+        """
+        if self._loop is None:
+            raise JournalError("the journal is closed")
+        recorded: asyncio.Future[Outcome | None] = self._loop.create_future()
+        self._writer.begins.append((entry, recorded))
+        if self._writer.quiet:
+            self._ring()
+        try:
+            return await recorded
+        except asyncio.CancelledError:
+            # Nobody will run it: recorded as running, it would never end.
+            self._writer.forgets.append(entry)
+            self._ring()
+            raise
+
+    async def end(self, entry: Entry, outcome: Outcome) -> None:
+        """Record how *entry* has ended; returns once that is committed, or counted as failed.
+
+        A payload longer than `PAYLOAD` is left out.
+        """
+        if self._loop is None:
+            return
+        if len(outcome.payload) > PAYLOAD:
+            outcome = outcome._replace(payload=b"")
+        recorded: asyncio.Future[None] = self._loop.create_future()
+        self._writer.ends.append((Ended(entry, outcome), recorded))
+        if self._writer.quiet:
+            self._ring()
+        await recorded
+
+    def sent(self, entry: Entry) -> None:
+        """The answer to *entry*, which has ended, was handed over; waits for nothing."""
+        if self._loop is None or entry.durable:
+            return
+        self._writer.sents.append(entry)
+        if self._due is None:
+            self._due = self._loop.call_later(LINGER, self._ring)
+
+    async def close(self) -> None:
+        """Commit what waits, and let go of the file."""
+        if self._loop is None:
+            return
+        closed: asyncio.Future[None] = self._loop.create_future()
+        self._loop = None
+        self._stop_waiting()
+        self._writer.bell.put((_CLOSE, closed))
+        await closed
+
+    def state(self) -> JournalState:
+        """How it is now."""
+        writer = self._writer
+        entries, failures = writer.ledger.entries, writer.failures
+        text = f"journal: {entries} {'entry' if entries == 1 else 'entries'}"
+        if writer.trouble:
+            text = f"journal: not writable: {writer.trouble}"
+        if self._loop is None:
+            text = "journal: closed"
+        if failures:
+            text += f"; {failures} {'record' if failures == 1 else 'records'} lost"
+        ok = self._loop is not None and not writer.trouble
+        return JournalState(ok, text, failures, entries)
+
+    def _ring(self) -> None:
+        self._writer.quiet = False
+        self._stop_waiting()
+        self._writer.bell.put(None)
+
+    def _stop_waiting(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _tell(self, news: _News) -> None:
+        for future, value in news.answers:
+            if future.done():
+                continue
+            if isinstance(value, JournalError):
+                future.set_exception(value)
+            else:
+                future.set_result(value)
+        if news.changed:
+            self.on_change()
+        if news.found:
+            self.on_unfinished(news.found)
+
+
+class _News(NamedTuple):
+    """What the thread has for the loop."""
+
+    answers: list[_Answer]
+    changed: bool = False
+    found: list[Unfinished] = []  # noqa: RUF012 (nobody adds to it)
+
+
+class _Writer:
+    """The thread's side.
+
+    The loop appends to the deques and rings the bell if it finds the thread `quiet`;
+    the thread says that it is before it looks, so that nothing is overlooked.
+
+    Args:
+        tell: Called in the loop, once for each batch.
+
+    Attributes:
+        trouble: Why nothing can be recorded; empty if it can.
+        failures: Begins and ends that could not be written when they were due.
+    """
+
+    def __init__(
+        self, ledger: Ledger, max_age: float, max_size: int, tell: Callable[[_News], None]
+    ) -> None:
+        self.ledger = ledger
+        self.begins: deque[tuple[Entry, _Begun]] = deque()
+        self.ends: deque[tuple[Ended, _Done]] = deque()
+        self.sents: deque[Entry] = deque()
+        self.forgets: deque[Entry] = deque()
+        self.bell: SimpleQueue[tuple[str, asyncio.Future[Any]] | None] = SimpleQueue()
+        self.quiet = True
+        self.trouble = ""
+        self.failures = 0
+        self._max_age, self._max_size = max_age, max_size
+        self._tell = tell
+        self._kept: dict[Key, Ended] = {}
+        self._kept_sents: deque[Entry] = deque(maxlen=KEPT)
+        self._loop: asyncio.AbstractEventLoop
+        self._news = _News([])
+        self._written = 0  # bytes since `_checked`
+        self._checked = 0.0
+
+    def run(self) -> None:
+        """Write until told to close."""
+        while True:
+            call = self.bell.get()
+            self.quiet = True
+            if call is not None and call[0] == _OPEN:
+                self._loop = call[1].get_loop()
+                self._answer([(call[1], self._open() or [])])
+                continue
+            while self.begins or self.ends or self.sents or self.forgets:
+                self._batch()
+            if call is not None:
+                self._close()
+                self._answer([(call[1], None)])
+                return
+
+    def _open(self) -> list[Unfinished] | None:
+        try:
+            found = self.ledger.open()
+        except JournalError as exc:
+            self._went(str(exc))
+            return None
+        self._went("")
+        self._shrink()
+        return found
+
+    def _close(self) -> None:
+        if self._kept:
+            log.error("journal: %d ends could not be recorded: %s", len(self._kept), self.trouble)
+        self.ledger.close()
+
+    def _batch(self) -> None:
+        # In this order: an earlier step of whoever is found in one queue is in a later one.
+        forgets, begins = _taken(self.forgets), _taken(self.begins)
+        ends, sents = _taken(self.ends), _taken(self.sents)
+        try:
+            found = self._record([entry for entry, _ in begins], [end for end, _ in ends], sents)
+        except JournalError as exc:
+            found = self._refuse(str(exc), begins, ends, sents)
+        except Exception:
+            log.critical("the journal has failed: this is a bug", exc_info=True)
+            found = self._refuse("internal error", begins, ends, sents)
+        answers: list[_Answer] = [
+            (future, value) for (_, future), value in zip(begins, found, strict=True)
+        ]
+        answers += [(future, None) for _, future in ends]
+        self._answer(answers)
+        self._forget(forgets)
+        self._shrink()
+
+    def _record(
+        self, begins: list[Entry], ends: list[Ended], sents: list[Entry]
+    ) -> list[Outcome | JournalError | None]:
+        """Write it; what the begins are told."""
+        if not self.ledger.is_open and (left := self._open()):
+            self._news = self._news._replace(found=self._news.found + left)
+        if not self.ledger.is_open:
+            raise JournalError(self.trouble)
+        late = dict(islice(self._kept.items(), CATCH_UP))
+        late |= {key: self._kept[key] for entry in begins if (key := entry[:2]) in self._kept}
+        found: list[Outcome | JournalError | None] = []
+        found += self.ledger.write(begins, [*late.values(), *ends], [*self._kept_sents, *sents])
+        for key in late:
+            del self._kept[key]
+        self._kept_sents.clear()
+        self._went("")
+        self._written += ROW * len(begins) + sum(len(end.outcome.payload) for end in ends)
+        return found
+
+    def _refuse(
+        self,
+        reason: str,
+        begins: list[tuple[Entry, _Begun]],
+        ends: list[tuple[Ended, _Done]],
+        sents: list[Entry],
+    ) -> list[Outcome | JournalError | None]:
+        """Nothing could be written: remember the ends, and refuse what is new."""
+        self._went(reason)
+        for end, _ in ends:
+            self._kept[end.entry[:2]] = end
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        for entry in sents:
+            if kept := self._kept.get(entry[:2]):
+                self._kept[entry[:2]] = kept._replace(sent=True)
+            else:
+                self._kept_sents.append(entry)
+        found: list[Outcome | JournalError | None] = []
+        found += [self._known(entry) or JournalError(reason) for entry, _ in begins]
+        self.failures += len(ends) + sum(isinstance(value, JournalError) for value in found)
+        return found
+
+    def _known(self, entry: Entry) -> Outcome | None:
+        kept = self._kept.get(entry[:2])
+        if kept and kept.outcome.status != "again":
+            return kept.outcome
+        return self.ledger.find(entry)
+
+    def _forget(self, forgets: list[Entry]) -> None:
+        for entry in forgets:
+            try:
+                self.ledger.forget(entry)
+            except JournalError as exc:
+                self._went(str(exc))
+
+    def _shrink(self) -> None:
+        """Make room in small steps; what is not done now is done after a later batch."""
+        now = time.monotonic()
+        if now - self._checked < CHECK and self._written < CHECK_BYTES:
+            return
+        try:
+            while more := self.ledger.shrink(self._max_age, self._max_size):
+                if time.monotonic() - now > HOLD:
+                    break
+        except JournalError as exc:
+            self._went(str(exc))
+            return
+        if not more:
+            self._checked, self._written = now, 0
+
+    def _went(self, trouble: str) -> None:
+        if bool(trouble) != bool(self.trouble):
+            self._news = self._news._replace(changed=True)
+            if trouble:
+                log.error("journal: nothing can be recorded: %s", trouble)
+            else:
+                log.info("journal: requests are recorded")
+        self.trouble = trouble
+
+    def _answer(self, answers: list[_Answer]) -> None:
+        news, self._news = self._news._replace(answers=answers), _News([])
+        if news == self._news:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._tell, news)
+        except RuntimeError:
+            log.debug("journal: the event loop has gone")
+
+
+def _taken(queue: deque[T]) -> list[T]:
+    """The first of *queue*; the other side may go on appending."""
+    return [queue.popleft() for _ in range(min(len(queue), BATCH))]
