@@ -6,29 +6,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from .config import Limits
+from .config import RESERVED, Limits
+from .confirmations import Confirmations
+from .course import UNKNOWN, Course
+from .destination import Destination
 from .dispatch import Crowded, Dispatcher, Gate
 from .errors import MessageError, NotForThisNode, Rejected
 from .interfaces import Backend, Delivery
 from .jobs import Record, Run
+from .journal import Journal, Outcome, Unfinished
 from .live import Live
 from .logs import Throttle
-from .messages import Request, Response, decode_request, encode_response
+from .messages import Request, decode_request, encode_response
 from .output import Collector
 from .processes import GIVE_UP_AFTER, KILL_AFTER
 from .replies import Replies
+from .route import Route
 
-PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
-LARGE = 256 * 1024  # bytes of a response that waits until there is room for it
-BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
 RECENT = 1000  # jobs remembered after their end
+CROWDED = 1.0  # seconds until a durable request for which there was no room comes again
+STOPPING = "the agent is stopping"
 LAST_ANSWERS = 2.0  # seconds for the last answers to leave when the agent stops
+LAST_NOTES = 0.5  # seconds for what has left to be noted
 LAST_WORKS = KILL_AFTER + GIVE_UP_AFTER + 1.0  # seconds for what they belong to, to end
 
 log = logging.getLogger(__name__)
@@ -41,25 +46,37 @@ class Agent:
         dispatcher: Decides which requests are run.
         limits: Sizes and numbers; replaced when the files are read again.
         spool_dir: Where large output waits; empty for the system's default.
+        journal: Where requests and their outcomes are recorded; None for nowhere.
 
     Attributes:
         runs: The jobs that wait or run.
         ending: Those that are answered, and something of them is still being ended.
         recent: The last jobs that have ended; the agent's own are not among them.
         counts: What has happened since the start, by kind: accepted, done, error,
-            rejected, passed_over, bad, crowded.
+            rejected, passed_over, bad, crowded, repeated, and of durable requests
+            retried, released, lost.
     """
 
-    def __init__(self, dispatcher: Dispatcher, limits: Limits, spool_dir: str = "") -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        limits: Limits,
+        spool_dir: str = "",
+        journal: Journal | None = None,
+    ) -> None:
         self.runs: set[Run] = set()
         self.ending: set[Run] = set()
         self.recent: deque[Record] = deque(maxlen=RECENT)
         self.counts: Counter[str] = Counter()
         self._dispatcher = dispatcher
         self._spool_dir = spool_dir
+        self._journal = journal
+        self._confirmations = Confirmations(journal) if journal is not None else None
         self._house = Gate(limits.max_running)
         self.limits = limits
+        self._courses: dict[tuple[str, str], Course] = {}  # by src and uuid
         self._answering: dict[asyncio.Task[None], tuple[Run, Backend]] = {}
+        self._claims: set[asyncio.Task[Any]] = set()  # being given up without a job
         self._turns: WeakKeyDictionary[Backend, asyncio.Lock] = WeakKeyDictionary()
         self._bad = Throttle(log)
         self._crowded = Throttle(log)
@@ -72,6 +89,12 @@ class Agent:
     def limits(self, limits: Limits) -> None:
         self._limits = limits
         self._house.max_running = limits.max_running
+
+    def room(self, backend: str, control_channel: str) -> int:
+        """How many more requests from there could be started at once."""
+        if self._dispatcher.stopping:
+            return 0
+        return min(self._house.room, self._dispatcher.room(backend, control_channel))
 
     async def serve(self, name: str, backend: Backend) -> None:
         """Take what *backend*, called *name* in task files, receives, until it stops."""
@@ -89,18 +112,30 @@ class Agent:
 
         Never waits: `accepted` leaves before anything is started.
         """
+        claim = delivery.claim
         try:
             request = decode_request(delivery.payload, self._limits.max_request)
-            address = delivery.address or _feedback_channel(request)
+            route = Route.of(request, delivery, backend, name)
+            course = self._courses.get((request.src, request.uuid))
+            if course is not None and not request.task.startswith(RESERVED):
+                self._dispatcher.check_destination(request, delivery)
+                self._take_again(request, route, course)
+                return
             admission = self._dispatcher.admit(request, delivery, name)
         except NotForThisNode as exc:
             self.counts["passed_over"] += 1
             if isinstance(exc, Crowded):
                 self._note_crowded(request, exc)
+                if claim is not None:
+                    self._give_up(claim.release(CROWDED))
+            elif claim is not None:
+                self._give_up(claim.drop())
             return
         except MessageError as exc:
             self.counts["bad"] += 1
             self._bad.warning("%s: not a request: %s", delivery.control_channel or name, exc)
+            if claim is not None:
+                self._give_up(claim.drop(f"not a request: {exc}"))
             return
         except Rejected as exc:
             self.counts["rejected"] += 1
@@ -108,23 +143,75 @@ class Agent:
                 "request %.80r from %.80r: rejected: %s", request.uuid, request.src, exc
             )
             rejected = Replies(request, self._dispatcher.node_name).rejected(str(exc))
-            backend.deliver(address, encode_response(rejected))
+            if claim is not None:
+                self._give_up(route.settle(encode_response(rejected), str(exc)))
+            else:
+                route.send(rejected)
             return
         self.counts["accepted"] += 1
         replies = Replies(request, admission.node)
-        backend.deliver(address, encode_response(replies.accepted()))
+        if claim is None or claim.attempt == 1:  # it is accepted once, and ended once
+            route.send(replies.accepted())
         live = None
         if admission.wishes.stream:
-            live = Live(
-                lambda piece: backend.deliver(address, encode_response(replies.progress(piece))),
-                lambda: backend.flush(address),
-            )
+            live = Live(lambda piece: route.send(replies.progress(piece)), route.flush)
         output = Collector(self._spool_dir, live, admission.task.mask, admission.secrets)
         run = Run(admission, self._house, output)
+        if claim is not None:
+            claim.on_lost = lambda: run.end("taken over by somebody else", "lost")
+        self._start(run, replies, route)
+
+    def _start(self, run: Run, replies: Replies, route: Route) -> None:
+        course = Course(
+            run, replies, route, self._limits.chunk_size, self._turn, self._journal,
+            self._confirmations,
+        )  # fmt: skip
         self.runs.add(run)
-        task = asyncio.ensure_future(self._work(run, replies, backend, address))
-        self._answering[task] = (run, backend)
+        if not run.own:
+            self._courses[run.job.src, run.job.uuid] = course
+        task = asyncio.ensure_future(self._work(course))
+        self._answering[task] = (run, route.backend)
         task.add_done_callback(self._answered)
+
+    def _take_again(self, request: Request, route: Route, course: Course) -> None:
+        """The same request, while its job is at work: it is not run twice."""
+        self.counts["repeated"] += 1
+        if route.claim is None or route.claim.attempt == 1:
+            route.send(Replies(request, self._dispatcher.node_name).accepted())
+        course.routes.append(route)
+
+    async def recover(
+        self, unfinished: Collection[Unfinished], backends: Mapping[str, Backend]
+    ) -> None:
+        """Answer what an earlier run of the agent has left unanswered.
+
+        Args:
+            unfinished: What the journal knows of it.
+            backends: Those that are served now, by name.
+        """
+        assert self._journal is not None
+        for entry, outcome in unfinished:
+            if outcome is None or not outcome.payload:
+                reason = UNKNOWN
+                if outcome is not None:
+                    reason = f"{outcome.status}, but the answer was lost when the agent stopped"
+                request = Request(entry.uuid, entry.task, entry.src, Destination.parse("*"), {})
+                payload = encode_response(Replies(request, entry.node).failed(reason))
+                outcome = Outcome("error", reason, payload)
+                await self._journal.end(entry, outcome)
+            backend = backends.get(entry.backend)
+            if backend is not None and (entry.address or entry.stream):
+                route = Route(backend, entry.backend, entry.address, entry.stream)
+                route.post(outcome.payload)
+                assert self._confirmations is not None
+                self._confirmations.add(route, entry)
+            else:
+                self._journal.sent(entry)
+            self.counts["recovered"] += 1
+            log.warning(
+                "task %s for %.80r from %.80r, left by an earlier run: %s",
+                entry.task, entry.uuid, entry.src, outcome.reason or outcome.status,
+            )  # fmt: skip
 
     async def cancel(self, ref: str, by: str) -> list[Record]:
         """End the jobs that *ref* names, and wait until nothing of them is left.
@@ -154,81 +241,71 @@ class Agent:
             await asyncio.wait(waiting)
 
     async def drain(self, grace: float) -> None:
-        """Refuse what is new, let jobs end for *grace* seconds, then end and answer them."""
+        """Refuse what is new, let jobs end for *grace* seconds, then end and answer them.
+
+        Durable requests whose jobs have not begun go back at once: others may run them.
+        """
         self._dispatcher.stopping = True
+        for run in self.runs:
+            if run.claimed and run.started is None:
+                run.end(STOPPING, "stopped")
         if self._answering:
             log.info("waiting up to %g s for %d jobs", grace, len(self.runs))
             await _wait(list(self._answering), grace)
         self._dispatcher.stopped = True
         for run in self.runs:
-            run.end("the agent is stopping")
+            run.end(STOPPING, "stopped")
         if self.runs:
             log.warning("ending %d jobs that outlived the grace time", len(self.runs))
         works = [run.work for run in self.runs if run.work is not None]
-        late = await _wait(self._answering, LAST_ANSWERS)
+        late = await _wait([*self._answering, *self._claims], LAST_ANSWERS)
         for answer in late:  # large ones, and a bus that is away
             answer.cancel()
         if late:
             log.warning("%d answers could not be delivered before the stop", len(late))
         await _wait(works, LAST_WORKS)
 
-    async def _work(self, run: Run, replies: Replies, backend: Backend, address: str) -> None:
+    async def confirmed(self) -> None:
+        """Wait a moment until it is noted which answers have left."""
+        if self._confirmations is not None:
+            await self._confirmations.settle(LAST_NOTES)
+
+    async def _work(self, course: Course) -> None:
+        run = course.run
         try:
-            status, reason = await run.outcome()
-            extra = {"result": run.result()} if run.admission.wishes.result else None
-            size = self._limits.chunk_size
-            try:
-                await self._answer(
-                    replies.ended(status, reason, run.output, size, extra), backend, address
-                )
-            except MessageError as exc:  # a python task's result
-                status, reason = run.fail(f"the result is {exc}")
-                empty = Collector()
-                await self._answer(
-                    replies.ended(status, reason, empty, extra=extra), backend, address
-                )
+            await course.follow()
         finally:
             self._dispatcher.release(run.admission)
             run.output.discard()
             self.runs.discard(run)
+            if not run.own:
+                self._courses.pop((run.job.src, run.job.uuid), None)
             if run.work is None or run.work.done():
                 self._forget(run)
             else:
                 self.ending.add(run)
                 run.work.add_done_callback(lambda _: self._forget(run))
-        self.counts[status.value] += 1
+        self.counts[course.ending] += 1
         log.info(
             "task %s for %.80r from %.80r: %s%s, %.3f s",
-            run.job.task, run.job.uuid, run.job.src, status, f" ({reason})" if reason else "",
+            run.job.task, run.job.uuid, run.job.src, course.ending,
+            f" ({run.reason})" if run.reason else "",
             asyncio.get_running_loop().time() - run.accepted_at,
         )  # fmt: skip
 
-    async def _answer(
-        self, responses: AsyncIterator[Response], backend: Backend, address: str
-    ) -> None:
-        began, sent = time.monotonic(), 0
-        async for response in responses:
-            payload = encode_response(response)
-            if response.chunks > 1 or (backend.shared and len(payload) > LARGE):
-                await self._deliver_large(address, payload, backend)
-            else:
-                backend.deliver(address, payload)
-            if response.chunks > 1:
-                sent += len(payload)
-                ahead = (sent - BURST) / PACE - (time.monotonic() - began)
-                if ahead > 0:
-                    await asyncio.sleep(ahead)
+    def _turn(self, route: Route) -> AbstractAsyncContextManager[object]:
+        if not route.backend.shared:
+            return nullcontext()
+        return self._turns.setdefault(route.backend, asyncio.Lock())
 
-    async def _deliver_large(self, address: str, payload: bytes, backend: Backend) -> None:
-        """One after the other: together they would push other answers out of the queue."""
-        turn = self._turns.setdefault(backend, asyncio.Lock()) if backend.shared else nullcontext()
-        async with turn:
-            backend.deliver(address, payload)
-            await backend.flush(address)
+    def _give_up(self, giving: Coroutine[Any, Any, bool]) -> None:
+        task = asyncio.ensure_future(giving)
+        self._claims.add(task)
+        task.add_done_callback(self._claims.discard)
 
     def _forget(self, run: Run) -> None:
         self.ending.discard(run)
-        if not run.own:
+        if not run.own and run.status is not None:  # else it had ended before
             self.recent.append(run.record())
 
     def _answered(self, task: asyncio.Task[None]) -> None:
@@ -244,13 +321,7 @@ class Agent:
 
 
 async def _wait(
-    tasks: Collection[asyncio.Task[None]], seconds: float
-) -> Collection[asyncio.Task[None]]:
+    tasks: Collection[asyncio.Task[Any]], seconds: float
+) -> Collection[asyncio.Task[Any]]:
     """Wait for all of them; those that are late."""
     return (await asyncio.wait(tasks, timeout=seconds))[1] if tasks else ()
-
-
-def _feedback_channel(request: Request) -> str:
-    if not request.feedback_channel:
-        raise MessageError("options.feedback_channel: found nothing; expected a channel's name")
-    return request.feedback_channel

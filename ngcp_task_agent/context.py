@@ -31,6 +31,8 @@ class Request(NamedTuple):
         src: The client's host name, as it claims.
         data: The request's `data`, as it came.
         options: The request's `options`.
+        attempt: Which try this is, from 1; with `uuid` it fences off the late effects
+            of an earlier one.
     """
 
     task: str
@@ -38,6 +40,7 @@ class Request(NamedTuple):
     src: str = ""
     data: Any = None
     options: Mapping[str, Any] = {}
+    attempt: int = 1
 
 
 class Link(Protocol):

@@ -10,22 +10,26 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from . import __version__, processes
 from .agent import Agent
 from .app import Loader, Setup, close_brokers, close_later
-from .config import is_yaml
+from .config import Settings, is_yaml
 from .destination import Node
 from .dispatch import Dispatcher
 from .errors import BackendError, ConfigError, Problem
+from .host import AgentHost, identify
 from .interfaces import Backend
+from .journal import Journal, Unfinished
 from .logs import configure
 from .own_tasks import OwnTasks
 from .systemd import Notifier
 from .watch import Watch
 
 FIRST_CONNECTION = 0.4  # seconds the start waits for the backends to be reached
+DAY = 86_400.0  # seconds
 END_TIMEOUT = processes.KILL_AFTER + processes.GIVE_UP_AFTER + 1.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()  # backends that were replaced
         self._agent: Agent
+        self._journal: Journal | None
+        self._identity: str
         self._own_tasks: OwnTasks
         self._watch: Watch
 
@@ -70,17 +76,24 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
-        self._agent = Agent(self._dispatcher, settings.limits, _spool_dir(settings.state_dir))
+        self._identity = identify(settings.state_dir)
+        self._journal = _journal(settings)
+        self._agent = Agent(
+            self._dispatcher, settings.limits, _spool_dir(settings.state_dir), self._journal
+        )
         self._own_tasks = OwnTasks(
             self._agent, self._dispatcher, self._node,
-            lambda: {name: backend for name, (backend, _) in self._serving.items()},
+            self._backends, self._journal,
         )  # fmt: skip
         self._watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
         async with self._reloading:  # a change of a file meanwhile waits its turn
             self._watch_directories()
             self._setup = self._loader.load()  # what has changed before it was watched
             await self._setup.facts.start()
+            unfinished = await self._open_journal()
             await self._apply(self._setup)
+            if unfinished:
+                await self._agent.recover(unfinished, self._backends())
             await self._connected()
         self._notifier.notify(READY=1, STATUS=self._status())
         log.info("ready: %s", self._status())
@@ -89,6 +102,16 @@ class Daemon:
         await self._stop.wait()
         self._watch.close()
         await self._shut_down()
+
+    async def _open_journal(self) -> list[Unfinished]:
+        if self._journal is None:
+            return []
+        unfinished = await self._journal.open()
+        self._journal.on_change = self._tell_status
+        return unfinished
+
+    def _backends(self) -> dict[str, Backend]:
+        return {name: backend for name, (backend, _) in self._serving.items()}
 
     def _node(self) -> Node:
         return self._setup.facts.node()
@@ -122,6 +145,9 @@ class Daemon:
         for name, backend in setup.backends.items():
             if name not in self._serving:
                 backend.on_change = self._tell_status
+                backend.host = AgentHost(
+                    self._identity, self._node, partial(self._agent.room, name)
+                )
                 try:
                     await backend.open()
                 except BackendError as exc:
@@ -150,8 +176,10 @@ class Daemon:
                 self._complain(list(exc.problems), [])
             else:
                 before, now = self._setup.settings, setup.settings
-                if (before.state_dir, before.local_socket) != (now.state_dir, now.local_socket):
-                    log.warning("agent.yml: state_dir and local_socket change at the next start")
+                if _fixed(before) != _fixed(now):
+                    log.warning(
+                        "agent.yml: state_dir, local_socket and journal change at the next start"
+                    )
                 configure(now.log_level, now.log_format)
                 if setup.facts is not self._setup.facts:
                     await setup.facts.start()
@@ -202,6 +230,8 @@ class Daemon:
 
     def _status(self) -> str:
         states = [backend.state().text for backend, _ in self._serving.values()]
+        if self._journal is not None and not self._journal.state().ok:
+            states.append(self._journal.state().text)
         return f"{self._node().name}: {len(self._setup.tasks)} tasks; " + "; ".join(states)
 
     async def _feed_watchdog(self) -> None:
@@ -225,6 +255,9 @@ class Daemon:
             await close_brokers(list(self._dispatcher.tasks.values()))
             closing = [backend.close() for backend, _ in self._serving.values()]
             await asyncio.gather(*closing, *self._retiring)
+            if self._journal is not None:
+                await self._agent.confirmed()
+                await self._journal.close()
         try:
             await asyncio.wait_for(processes.all_ended(), END_TIMEOUT)
         except TimeoutError:
@@ -250,6 +283,23 @@ async def _stop_backend(backend: Backend, serving: asyncio.Task[None]) -> None:
 def _must_not_fail(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.critical("%s failed: this is a bug", task.get_name(), exc_info=task.exception())
+
+
+def _fixed(settings: Settings) -> tuple[object, ...]:
+    """What is the same from start to stop."""
+    return settings.state_dir, settings.local_socket, settings.journal
+
+
+def _journal(settings: Settings) -> Journal | None:
+    wanted = settings.journal
+    if not wanted.enabled:
+        return None
+    return Journal(
+        os.path.join(settings.state_dir, "journal.db"),
+        max_age=wanted.max_age * DAY,
+        max_size=wanted.max_size,
+        sync="full" if wanted.sync == "machine" else "normal",
+    )
 
 
 def _spool_dir(state_dir: str) -> str:

@@ -58,6 +58,11 @@ class Gate:
         """Whether nobody may join, not even to wait."""
         return self.running >= self.max_running and self.queued >= self.max_queued
 
+    @property
+    def room(self) -> int:
+        """Places that nobody has or waits for."""
+        return max(0, self._max_running - self.running - self.queued)
+
     def join(self) -> asyncio.Future[None] | None:
         """Take a place, or a future that is done when a place has come free."""
         if self.running < self.max_running:
@@ -170,6 +175,7 @@ class Admission(NamedTuple):
         secrets: Texts in it that the task masks.
         timestamp: When the request was made, in unix seconds of the bus; None if it
             did not say.
+        claimed: Whether the request is durable.
     """
 
     task: Task
@@ -180,6 +186,7 @@ class Admission(NamedTuple):
     size: int = 0
     secrets: Collection[str] = ()
     timestamp: float | None = None
+    claimed: bool = False
 
 
 class Dispatcher:
@@ -220,18 +227,8 @@ class Dispatcher:
         """
         # The node is asked first: a request for somebody else must not be
         # answered, not even with "unknown task".
-        node = self._node()
-        local = delivery.local or request.src == node.name or request.src in node.aliases
+        node, named = self.check_destination(request, delivery)
         claim = delivery.claim
-        pooled = claim is not None and bool(claim.pool)
-        if claim is not None and pooled:
-            if str(request.dst) not in ("*", claim.pool):
-                raise Rejected(
-                    f"dst: found {str(request.dst)!r:.80}; expected '*' or {claim.pool!r}"
-                )
-        elif not request.dst.selects(node, local):
-            raise NotForThisNode
-        named = pooled or request.dst.names(node, local)
         task = self.tasks.get(request.task)
         if task is None or not task.hears(backend, delivery.control_channel):
             raise _refusal(named, f"unknown task {request.task!r:.80}")
@@ -257,7 +254,39 @@ class Dispatcher:
         )  # fmt: skip
         self._held += size
         timestamp = request.timestamp if wishes.ttl is not None else None
-        return Admission(task, job, node.name, wishes, fault, size, secrets, timestamp)
+        return Admission(
+            task, job, node.name, wishes, fault, size, secrets, timestamp, claim is not None
+        )
+
+    def check_destination(self, request: Request, delivery: Delivery) -> tuple[Node, bool]:
+        """Whether *request* is for this node.
+
+        Returns:
+            What this node is now, and whether the request names it, so that it may be
+            refused.
+
+        Raises:
+            NotForThisNode: It is for others.
+            Rejected: It came to one of a pool, and is not for the pool.
+        """
+        node = self._node()
+        if delivery.claim is not None and (pool := delivery.claim.pool):
+            dst = str(request.dst)
+            if dst not in ("*", pool):
+                raise Rejected(f"dst: found {dst!r:.80}; expected '*' or {pool!r}")
+            return node, True
+        local = delivery.local or request.src == node.name or request.src in node.aliases
+        if not request.dst.selects(node, local):
+            raise NotForThisNode
+        return node, request.dst.names(node, local)
+
+    def room(self, backend: str, control_channel: str) -> int:
+        """How many more jobs of the tasks that listen there could be started at once."""
+        return sum(
+            task.gate.room
+            for task in self.tasks.values()
+            if task.backend == backend and task.control_channel == control_channel
+        )
 
     def release(self, admission: Admission) -> None:
         """The job is over, and what its request took is free."""

@@ -63,6 +63,7 @@ class Run:
         output: Where the broker writes.
 
     Attributes:
+        claimed: Whether its request is durable, and goes on if this job does not.
         work: The broker's work, once it has begun; it may outlive the answer.
         status: done or error, once that is known.
         reason: Why, for an error.
@@ -86,6 +87,7 @@ class Run:
         self.work: asyncio.Task[None] | None = None
         # The agent's own tasks answer also where the house is full.
         self.own = not admission.task.backend
+        self.claimed = admission.claimed
         self._gates = (admission.task.gate,) if self.own else (admission.task.gate, house)
         self._place = admission.task.gate.join()
         self._over: asyncio.Future[tuple[str, str]] = self._loop.create_future()

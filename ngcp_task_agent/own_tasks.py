@@ -17,6 +17,7 @@ from .dispatch import Dispatcher, Gate, Task
 from .errors import BrokerError
 from .interfaces import Backend, Job
 from .jobs import LONGEST_NAME, Record, Run
+from .journal import Journal
 from .usage import measure
 
 AT_ONCE = 256  # of each own task side by side: a cancel must not wait behind others
@@ -31,6 +32,7 @@ class OwnTasks:
         dispatcher: Whose tasks are told.
         node: What this host is now.
         backends: Those that are served now, by name.
+        journal: Where requests are recorded.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class OwnTasks:
         dispatcher: Dispatcher,
         node: Callable[[], Node],
         backends: Callable[[], Mapping[str, Backend]],
+        journal: Journal | None = None,
     ) -> None:
         self._agent = agent
         self._dispatcher = dispatcher
         self._node = node
         self._backends = backends
+        self._journal = journal
         self._began = time.monotonic()
         self.tasks = {
             task.name: task
@@ -71,6 +75,7 @@ class OwnTasks:
                 name: {"connected": (state := backend.state()).connected, "dropped": state.dropped}
                 for name, backend in self._backends().items()
             },
+            "journal": self._journal.state()._asdict() if self._journal is not None else None,
         }
 
     def _about_tasks(self, job: Job) -> list[dict[str, Any]]:

@@ -44,6 +44,11 @@ class Replies:
         self._now = now
         self._new_uuid = new_uuid
 
+    @property
+    def node(self) -> str:
+        """The name the responses are signed with."""
+        return self._node
+
     def accepted(self) -> Response:
         """The job will be run."""
         return self._response(Status.ACCEPTED)
@@ -51,6 +56,10 @@ class Replies:
     def rejected(self, reason: str) -> Response:
         """The job will not be run."""
         return self._response(Status.REJECTED, reason=reason)
+
+    def failed(self, reason: str) -> Response:
+        """The job has ended, and nothing but *reason* is known."""
+        return self._response(Status.ERROR, reason=reason)
 
     def progress(self, piece: Piece) -> Response:
         """The job says something, and the client reads along."""

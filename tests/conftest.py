@@ -25,5 +25,10 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 async def _limited(function, arguments):
-    async with asyncio.timeout(TEST_TIMEOUT):
-        await function(**arguments)
+    try:
+        async with asyncio.timeout(TEST_TIMEOUT):
+            await function(**arguments)
+    finally:  # what belongs to this loop cannot be closed by a fixture, outside of it
+        for argument in arguments.values():
+            if inspect.iscoroutinefunction(getattr(argument, "aclose", None)):
+                await argument.aclose()

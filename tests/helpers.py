@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import uuid
 
 import psutil
 
@@ -16,7 +17,7 @@ NODE = Node("prx01a", (), {"state": frozenset({"active"}), "role": frozenset({"p
 def request(**fields):
     """The bytes of a valid request for task "ping" on any node, with *fields* replaced."""
     default = {
-        "uuid": "18d0f568-4a6c-4775-a8a9-6beb2e0372a8",
+        "uuid": str(uuid.uuid4()),
         "task": "ping",
         "src": "web01a",
         "dst": "*",
@@ -186,3 +187,43 @@ class MemoryBackend:
 
     def state(self):
         return BackendState(True, True, "memory")
+
+
+class HeldRequest:
+    """A claim in memory; what becomes of it is written down.
+
+    Attributes:
+        done: What was done with it, as tuples that begin with the method's name.
+        held: Whether it is still ours; False makes each method refuse.
+    """
+
+    def __init__(self, attempt=1, taken_over=False, pool="", posted=0.0):
+        self.attempt = attempt
+        self.taken_over = taken_over
+        self.pool = pool
+        self.posted = posted
+        self.on_lost = lambda: None
+        self.done = []
+        self.held = True
+
+    async def settle(self, address, payload, stream="", failure=""):
+        return self._note("settle", json.loads(payload)["status"], failure, stream)
+
+    async def retry(self, delay):
+        return self._note("retry", delay)
+
+    async def release(self, delay=0.0):
+        return self._note("release", delay)
+
+    async def drop(self, failure=""):
+        return self._note("drop", failure)
+
+    def lose(self):
+        """Somebody else takes it over."""
+        self.held = False
+        self.on_lost()
+
+    def _note(self, *words):
+        if self.held:
+            self.done.append(words)
+        return self.held

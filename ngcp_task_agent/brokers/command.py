@@ -43,7 +43,8 @@ class CommandBroker:
     - ``allow_options``: whether such a value may start with ``-``
     - ``as_user``, ``as_group``: who runs it, with the user's supplementary groups
     - ``env``, ``env_files``: added to the clean environment (PATH, HOME, USER, LOGNAME,
-      LANG and NGCP_TASK_UUID, NGCP_TASK_NAME, NGCP_TASK_SRC); see `environment`
+      LANG and NGCP_TASK_UUID, NGCP_TASK_NAME, NGCP_TASK_SRC, NGCP_TASK_ATTEMPT); see
+      `environment`
     - ``cwd`` (default ``/``), ``umask`` (octal digits, default ``"0022"``)
     - ``stdin``: ``none`` or ``data`` (the request's data)
     - ``ok_exit_codes``: default ``[0]``
@@ -177,6 +178,7 @@ class CommandBroker:
             "NGCP_TASK_UUID": job.uuid.replace("\0", ""),
             "NGCP_TASK_NAME": job.task,
             "NGCP_TASK_SRC": job.src.replace("\0", ""),
+            "NGCP_TASK_ATTEMPT": str(job.attempt),
         }
 
 

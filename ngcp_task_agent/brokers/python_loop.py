@@ -91,7 +91,7 @@ class InLoop:
         self, function: Function, job: Job, output: Output, link: _Link
     ) -> BrokerError | None:
         """Call, and give back what it raised: not even its SystemExit may end the daemon."""
-        request = Request(job.task, job.uuid, job.src, job.data, job.options)
+        request = Request(job.task, job.uuid, job.src, job.data, job.options, job.attempt)
         context = Context(request, job.deadline, link)
         enter(context)
         try:

@@ -183,7 +183,7 @@ class Pool:
 
 
 def _encode_call(job: Job, followed: bool) -> bytes:
-    request = Request(job.task, job.uuid, job.src, job.data, job.options)
+    request = Request(job.task, job.uuid, job.src, job.data, job.options, job.attempt)
     try:
         return encode(
             {

@@ -102,6 +102,7 @@ async def test_the_environment_is_clean(monkeypatch):
         "NGCP_TASK_UUID": "u-1",
         "NGCP_TASK_NAME": "ping",
         "NGCP_TASK_SRC": "web01a",
+        "NGCP_TASK_ATTEMPT": "1",
     }
 
 

@@ -299,8 +299,8 @@ async def test_a_large_result_goes_in_pieces_that_join():
 
 async def test_what_is_sent_to_one_client_is_paced(monkeypatch):
     """Redis drops a subscriber that cannot keep up; a small answer goes at once."""
-    monkeypatch.setattr("ngcp_task_agent.agent.BURST", 6000)
-    monkeypatch.setattr("ngcp_task_agent.agent.PACE", 50_000)
+    monkeypatch.setattr("ngcp_task_agent.course.BURST", 6000)
+    monkeypatch.setattr("ngcp_task_agent.course.PACE", 50_000)
     corridor, now = Corridor(Says(b"x" * 10_000), limits=Limits(chunk_size=1024)), time.monotonic
 
     began = now()

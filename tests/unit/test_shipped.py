@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ngcp_task_agent.app import Loader
-from ngcp_task_agent.config import Limits, Settings
+from ngcp_task_agent.config import JournalSettings, Limits, Settings
 
 ETC = Path(__file__).parents[2] / "etc"
 EXAMPLES = sorted(path.name for path in ETC.glob("tasks/*.example"))
@@ -52,10 +52,13 @@ def test_agent_yml_shows_the_defaults(directory: Path) -> None:
 def test_agent_yml_shows_the_limits_defaults(directory: Path) -> None:
     """The same for the limits."""
     path = directory / "agent.yml"
-    start = path.read_text().index("#limits:")
-    path.write_text(path.read_text()[start:].replace("#", "", 1).replace("\n#", "\n"))
+    text = path.read_text()
+    limits, journal = text.index("#limits:"), text.index("#journal:")
+    whole = text[limits:].split("\n\n")[0] + "\n" + text[journal:]
+    path.write_text(whole.replace("#", "", 1).replace("\n#", "\n"))
 
-    assert Loader(str(directory)).load().settings.limits == Limits()
+    settings = Loader(str(directory)).load().settings
+    assert (settings.limits, settings.journal) == (Limits(), JournalSettings())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,0 +1,242 @@
+"""
+One accepted request from its record in the journal to its last answer.
+
+    record → run → (again later | answer) → record → hand over
+
+A request's outcome is recorded before it is handed over: an agent that dies between
+the two sends it at its next start, and one that dies before says that it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from .confirmations import Confirmations
+from .errors import BackendError, JournalError, MessageError
+from .jobs import Run
+from .journal import Entry, Journal, Outcome
+from .messages import Status, encode_response
+from .output import Collector
+from .replies import Replies
+from .route import Route
+
+PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `BURST`
+BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
+LARGE = 256 * 1024  # bytes of a response that waits until there is room for it
+KEPT = 64 * 1024  # bytes of an answer that the journal keeps
+AGAIN = "again"  # the outcome of an attempt that is not the last
+UNKNOWN = "outcome unknown: the agent stopped while it ran"
+NOT_KEPT = "it has ended before ({}); its answer is too large to be kept"
+
+
+class Course:
+    """What happens to one accepted request.
+
+    Args:
+        run: Its job.
+        replies: Writes its responses.
+        route: Where they go.
+        chunk_size: Most bytes of encoded data in one response.
+        turn: Held while a large answer leaves on a backend that others share.
+        journal: Where it is recorded; None for nowhere.
+        confirmations: Where it is noted that the answer has left.
+
+    Attributes:
+        routes: All ways on which the answer goes: the same request may come again.
+        ending: What has become of it: done, error; repeated (it had ended before);
+            retried, released or lost (a claim that goes on elsewhere or later).
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        replies: Replies,
+        route: Route,
+        chunk_size: int,
+        turn: Callable[[Route], AbstractAsyncContextManager[object]],
+        journal: Journal | None = None,
+        confirmations: Confirmations | None = None,
+    ) -> None:
+        self.run = run
+        self.route = route
+        self.routes = [route]
+        self.ending = ""
+        self._replies = replies
+        self._chunk_size = chunk_size
+        self._turn = turn
+        self._journal = None if run.own else journal
+        self._confirmations = confirmations
+        self._entry = _entry(run, route, replies.node)
+        self._arrived: float | None = None  # by the bus's clock
+
+    async def follow(self) -> None:
+        """Record it, run it, answer it."""
+        run = self.run
+        if run.admission.wishes.ttl is not None:
+            await self._note_arrival()
+        earlier = await self._record()
+        if earlier is not None:
+            run.withdraw()
+            self.ending = "repeated"
+            failure = earlier.reason if earlier.status == Status.ERROR else ""
+            await self._hand_over(self._repeated(earlier), failure)
+        elif self._is_lost():
+            run.withdraw()
+            run.status, run.reason = Status.ERROR, UNKNOWN
+            await self._finish(encode_response(self._replies.failed(UNKNOWN)))
+        else:
+            await run.outcome(self._expired)
+            if not await self._goes_on_elsewhere():
+                await self._answer()
+
+    async def _record(self) -> Outcome | None:
+        if self._journal is None:
+            if self.run.task.journal_required and not self.run.own:
+                self._refuse("there is no journal")
+            return None
+        try:
+            return await self._journal.begin(self._entry)
+        except JournalError as exc:
+            if self.run.task.journal_required:
+                self._refuse(str(exc))
+            return None
+
+    def _refuse(self, why: str) -> None:
+        self.run.end(f"not run, for it cannot be recorded: {why}", "refused")
+
+    def _is_lost(self) -> bool:
+        """Whether somebody else may have run it, and nobody may run it again."""
+        claim, retry = self.route.claim, self.run.task.retry
+        return (
+            claim is not None and claim.taken_over and not retry.wanted(claim.attempt - 1, "lost")
+        )
+
+    async def _goes_on_elsewhere(self) -> bool:
+        """Give a claim back, if this was not its end."""
+        run, claim = self.run, self.route.claim
+        if claim is None or run.status is Status.DONE:
+            return False
+        if run.cause == "lost":
+            self.ending = "lost"
+            await self._note(AGAIN, run.reason)
+            return True
+        if run.cause == "stopped" and run.started is None:
+            await self._note(AGAIN, run.reason)
+            self.ending = "released" if await claim.release() else "lost"
+            return True
+        if run.task.retry.wanted(claim.attempt, run.cause):
+            await self._note(AGAIN, run.reason)
+            delay = 0.0 if run.cause == "stopped" else run.task.retry.delay(claim.attempt)
+            self.ending = "retried" if await claim.retry(delay) else "lost"
+            return True
+        return False
+
+    async def _answer(self) -> None:
+        run = self.run
+        assert run.status is not None
+        extra = {"result": run.result()} if run.admission.wishes.result else None
+        began, sent = time.monotonic(), 0
+        try:
+            async for response in self._replies.ended(
+                run.status, run.reason, run.output, self._chunk_size, extra
+            ):
+                payload = encode_response(response)
+                if response.chunk == response.chunks:
+                    await self._finish(payload, response.chunks == 1)
+                    break
+                for route in tuple(self.routes):
+                    await self._deliver_in_turn(payload, route)
+                sent += len(payload)
+                ahead = (sent - BURST) / PACE - (time.monotonic() - began)
+                if ahead > 0:
+                    await asyncio.sleep(ahead)
+        except MessageError as exc:  # a python task's result
+            status, reason = run.fail(f"the result is {exc}")
+            async for response in self._replies.ended(status, reason, Collector(), extra=extra):
+                await self._finish(encode_response(response))
+
+    async def _finish(self, payload: bytes, whole: bool = True) -> None:
+        """Record the outcome and hand over the last response."""
+        run = self.run
+        assert run.status is not None
+        kept = payload if whole and len(payload) <= KEPT else b""
+        await self._note(run.status.value, run.reason, kept)
+        self.ending = run.status.value
+        failure = run.reason if run.status is Status.ERROR else ""
+        await self._hand_over(payload, failure, whole)
+
+    async def _note(self, status: str, reason: str, payload: bytes = b"") -> None:
+        if self._journal is not None:
+            await self._journal.end(self._entry, Outcome(status, reason, payload))
+
+    async def _hand_over(self, payload: bytes, failure: str, whole: bool = True) -> None:
+        """Send the last response on all ways; who has lost the request sends nothing."""
+        await self._last(self.route, payload, failure, whole)
+        at = 1
+        while at < len(self.routes):  # more may come meanwhile
+            other = self.routes[at]
+            at += 1
+            if not other.same_place(self.route):
+                await self._last(other, payload, failure, whole)
+            elif other.claim is not None:
+                await other.claim.drop()
+
+    async def _last(self, route: Route, payload: bytes, failure: str, whole: bool) -> None:
+        if route.claim is None:
+            if not whole or (route.backend.shared and len(payload) > LARGE):
+                await self._deliver_in_turn(payload, route)
+            else:
+                route.post(payload)
+            if self._confirmations is not None:
+                self._confirmations.add(route, self._entry)
+            return
+        held = await route.settle(payload, failure)
+        if self._journal is not None:
+            self._journal.sent(self._entry)
+        if not held and route is self.route:
+            self.ending = "lost"
+
+    async def _deliver_in_turn(self, payload: bytes, route: Route) -> None:
+        """One after the other: together they would push other answers out of the queue."""
+        async with self._turn(route):
+            route.post(payload)
+            await route.flush()
+
+    async def _note_arrival(self) -> None:
+        try:
+            self._arrived = await self.route.backend.now()
+        except BackendError:
+            self._arrived = None
+
+    async def _expired(self) -> str:
+        """Why it must not start any more, judged by the bus's clock; empty if it may."""
+        ttl, claim = self.run.admission.wishes.ttl, self.route.claim
+        if ttl is None:
+            return ""
+        began = self.run.admission.timestamp
+        if began is None:
+            began = claim.posted if claim is not None else self._arrived
+        try:
+            now = await self.route.backend.now()
+        except BackendError as exc:
+            return f"not run, for nobody knows whether it has expired: {exc}"
+        if began is None or now > began + ttl:
+            return f"expired: not started within its time to live of {ttl:g} s"
+        return ""
+
+    def _repeated(self, earlier: Outcome) -> bytes:
+        if earlier.payload:
+            return earlier.payload
+        return encode_response(self._replies.failed(NOT_KEPT.format(earlier.status)))
+
+
+def _entry(run: Run, route: Route, node: str) -> Entry:
+    job, claim = run.job, route.claim
+    return Entry(
+        job.src, job.uuid, job.task, route.name,
+        "" if route.connection else route.address, route.stream, node,
+        job.attempt, claim is not None, run.queued,
+    )  # fmt: skip
