@@ -10,6 +10,7 @@ the two sends it at its next start, and one that dies before says that it does n
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -27,6 +28,7 @@ PACE = 32 * 1024 * 1024  # bytes a second sent to one client, once it has got `B
 BURST = 16 * 1024 * 1024  # bytes; Redis drops a subscriber with more than 32 MiB unread
 LARGE = 256 * 1024  # bytes of a response that waits until there is room for it
 KEPT = 64 * 1024  # bytes of an answer that the journal keeps
+LONGEST = 1000  # characters of a name that is recorded as it is
 AGAIN = "again"  # the outcome of an attempt that is not the last
 UNKNOWN = "outcome unknown: the agent stopped while it ran"
 NOT_KEPT = "it has ended before ({}); its answer is too large to be kept"
@@ -235,8 +237,16 @@ class Course:
 
 def _entry(run: Run, route: Route, node: str) -> Entry:
     job, claim = run.job, route.claim
+    address = "" if route.connection or len(route.address) > LONGEST else route.address
     return Entry(
-        job.src, job.uuid, job.task, route.name,
-        "" if route.connection else route.address, route.stream, node,
+        _short(job.src), _short(job.uuid), job.task, route.name,
+        address, route.stream if len(route.stream) <= LONGEST else "", node,
         job.attempt, claim is not None, run.queued,
     )  # fmt: skip
+
+
+def _short(name: str) -> str:
+    """A client may call itself and its request anything; what is no name is told apart only."""
+    if len(name) <= LONGEST:
+        return name
+    return "sha256:" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

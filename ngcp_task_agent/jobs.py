@@ -181,8 +181,8 @@ class Run:
                 self.end(self.admission.fault, "fault")
             if not await self._has_place():
                 status, reason = self._ended()
-                late = self.cause in ("error", "timeout", "stopped")
-                return status, f"{reason}, {NOT_STARTED}" if late else reason
+                plain = self.cause in (CANCELLED, "lost", "refused")
+                return status, reason if plain else f"{reason}, {NOT_STARTED}"
             if refused is not None and (why := await refused()):
                 self.end(why, "expired")
             if self._over.done():
