@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +24,6 @@ from .ledger import PAYLOAD, Ended, Entry, Key, Ledger, Outcome, Unfinished
 
 __all__ = ["PAYLOAD", "Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
 
-BATCH = 512  # requests of a transaction
 LINGER = 1.0  # seconds that `sent` waits for company
 KEPT = 10_000  # ends kept in memory while the disk takes none
 CATCH_UP = 128  # of them written with one transaction, once it takes them again
@@ -35,7 +35,6 @@ HOLD = 0.05  # seconds that deleting what is old may hold up a commit
 _OPEN, _CLOSE = "open", "close"
 
 T = TypeVar("T")
-_Begun = asyncio.Future[Outcome | None]
 _Done = asyncio.Future[None]
 _Answer = tuple[asyncio.Future[Any], Any]
 
@@ -114,15 +113,15 @@ class Journal:
         """
         if self._loop is None:
             raise JournalError("the journal is closed")
-        recorded: asyncio.Future[Outcome | None] = self._loop.create_future()
-        self._writer.begins.append((entry, recorded))
+        asked = _Asked(entry, self._loop.create_future())
+        self._writer.begins.append(asked)
         if self._writer.quiet:
             self._ring()
         try:
-            return await recorded
+            return await asked.answer
         except asyncio.CancelledError:
             # Nobody will run it: recorded as running, it would never end.
-            self._writer.forgets.append(entry)
+            self._writer.forgets.append(asked)
             self._ring()
             raise
 
@@ -197,6 +196,15 @@ class Journal:
             self.on_unfinished(news.found)
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A begin, and whether it was recorded as running."""
+
+    entry: Entry
+    answer: asyncio.Future[Outcome | None]
+    recorded: bool = False
+
+
 class _News(NamedTuple):
     """What the thread has for the loop."""
 
@@ -223,10 +231,10 @@ class _Writer:
         self, ledger: Ledger, max_age: float, max_size: int, tell: Callable[[_News], None]
     ) -> None:
         self.ledger = ledger
-        self.begins: deque[tuple[Entry, _Begun]] = deque()
+        self.begins: deque[_Asked] = deque()
         self.ends: deque[tuple[Ended, _Done]] = deque()
         self.sents: deque[Entry] = deque()
-        self.forgets: deque[Entry] = deque()
+        self.forgets: deque[_Asked] = deque()
         self.bell: SimpleQueue[tuple[str, asyncio.Future[Any]] | None] = SimpleQueue()
         self.quiet = True
         self.trouble = ""
@@ -247,7 +255,7 @@ class _Writer:
             self.quiet = True
             if call is not None and call[0] == _OPEN:
                 self._loop = call[1].get_loop()
-                self._answer([(call[1], self._open() or [])])
+                self._answer([(call[1], self._open())])
                 continue
             while self.begins or self.ends or self.sents or self.forgets:
                 self._batch()
@@ -256,12 +264,12 @@ class _Writer:
                 self._answer([(call[1], None)])
                 return
 
-    def _open(self) -> list[Unfinished] | None:
+    def _open(self) -> list[Unfinished]:
         try:
             found = self.ledger.open()
         except JournalError as exc:
             self._went(str(exc))
-            return None
+            return []
         self._went("")
         self._shrink()
         return found
@@ -276,15 +284,16 @@ class _Writer:
         forgets, begins = _taken(self.forgets), _taken(self.begins)
         ends, sents = _taken(self.ends), _taken(self.sents)
         try:
-            found = self._record([entry for entry, _ in begins], [end for end, _ in ends], sents)
+            found = self._record([asked.entry for asked in begins], [end for end, _ in ends], sents)
         except JournalError as exc:
             found = self._refuse(str(exc), begins, ends, sents)
         except Exception:
             log.critical("the journal has failed: this is a bug", exc_info=True)
             found = self._refuse("internal error", begins, ends, sents)
-        answers: list[_Answer] = [
-            (future, value) for (_, future), value in zip(begins, found, strict=True)
-        ]
+        answers: list[_Answer] = []
+        for asked, value in zip(begins, found, strict=True):
+            asked.recorded = value is None
+            answers.append((asked.answer, value))
         answers += [(future, None) for _, future in ends]
         self._answer(answers)
         self._forget(forgets)
@@ -294,10 +303,8 @@ class _Writer:
         self, begins: list[Entry], ends: list[Ended], sents: list[Entry]
     ) -> list[Outcome | JournalError | None]:
         """Write it; what the begins are told."""
-        if not self.ledger.is_open and (left := self._open()):
-            self._news = self._news._replace(found=self._news.found + left)
         if not self.ledger.is_open:
-            raise JournalError(self.trouble)
+            self._news = self._news._replace(found=self.ledger.open())
         late = dict(islice(self._kept.items(), CATCH_UP))
         late |= {key: self._kept[key] for entry in begins if (key := entry[:2]) in self._kept}
         found: list[Outcome | JournalError | None] = []
@@ -312,7 +319,7 @@ class _Writer:
     def _refuse(
         self,
         reason: str,
-        begins: list[tuple[Entry, _Begun]],
+        begins: list[_Asked],
         ends: list[tuple[Ended, _Done]],
         sents: list[Entry],
     ) -> list[Outcome | JournalError | None]:
@@ -328,7 +335,7 @@ class _Writer:
             else:
                 self._kept_sents.append(entry)
         found: list[Outcome | JournalError | None] = []
-        found += [self._known(entry) or JournalError(reason) for entry, _ in begins]
+        found += [self._known(asked.entry) or JournalError(reason) for asked in begins]
         self.failures += len(ends) + sum(isinstance(value, JournalError) for value in found)
         return found
 
@@ -338,8 +345,8 @@ class _Writer:
             return kept.outcome
         return self.ledger.find(entry)
 
-    def _forget(self, forgets: list[Entry]) -> None:
-        for entry in forgets:
+    def _forget(self, forgets: list[_Asked]) -> None:
+        for entry in [asked.entry for asked in forgets if asked.recorded]:
             try:
                 self.ledger.forget(entry)
             except JournalError as exc:
@@ -380,5 +387,5 @@ class _Writer:
 
 
 def _taken(queue: deque[T]) -> list[T]:
-    """The first of *queue*; the other side may go on appending."""
-    return [queue.popleft() for _ in range(min(len(queue), BATCH))]
+    """What is in *queue*; the other side may go on appending."""
+    return [queue.popleft() for _ in range(len(queue))]

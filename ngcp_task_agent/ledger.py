@@ -152,6 +152,7 @@ class Ledger:
         self._next = 1  # id of the next row
         self._running: dict[Key, Row] = {}  # of this run: id and attempt
         self._owed: dict[Key, int] = {}  # ended and not yet sent: id
+        self._told: set[Key] = set()  # of earlier runs, given out by `open`
 
     @property
     def is_open(self) -> bool:
@@ -308,11 +309,14 @@ class Ledger:
         rows = self._rows(
             f"SELECT status, reason, payload, {_ENTRY} FROM jobs WHERE owed ORDER BY id"
         )
-        return [
+        mine = self._running.keys() | self._owed.keys() | self._told
+        found = [
             Unfinished(entry, Outcome(*row[:3]) if row[0] else None)
             for row in rows
-            if (entry := _entry(row[3:]))[:2] not in self._running | self._owed
+            if (entry := _entry(row[3:]))[:2] not in mine
         ]
+        self._told.update(left.entry[:2] for left in found)
+        return found
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
@@ -386,10 +390,12 @@ class Ledger:
         except Exception:
             self.entries = before
             raise
-        self._remember(new, ends)
+        self._remember(new, ends, sents)
         return found
 
-    def _remember(self, new: Mapping[Key, Row], ends: Sequence[Ended]) -> None:
+    def _remember(
+        self, new: Mapping[Key, Row], ends: Sequence[Ended], sents: Sequence[Entry]
+    ) -> None:
         for entry, _, sent in ends:
             key = entry[:2]
             number, attempt = self._running.get(key, (0, 0))
@@ -398,6 +404,8 @@ class Ledger:
                 if not (sent or entry.durable):
                     self._owed[key] = number
         self._running.update(new)
+        for entry in sents:
+            self._owed.pop(entry[:2], None)
         while len(self._owed) > ANSWERS:
             del self._owed[next(iter(self._owed))]
 
@@ -474,7 +482,7 @@ class Ledger:
     def _sent(self, sents: Sequence[Entry]) -> None:
         values: list[Any] = []
         for entry in sents:
-            number = self._owed.pop(entry[:2], 0)
+            number = self._owed.get(entry[:2], 0)
             if number:
                 values += (number, entry.uuid)
             else:
