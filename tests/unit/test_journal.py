@@ -564,8 +564,14 @@ class Model:
             self.jobs[one.uuid] = [known[0] if known else one, outcome, one.durable, True]
 
     def sent(self, one):
-        if (known := self.jobs.get(one.uuid)) and known[1] and not one.durable:
-            known[2] = True
+        self.jobs[one.uuid][2] = True
+
+    def allows(self, verb, one):
+        """Whether an agent would: it ends what has not ended, and sends what has."""
+        outcome = self.jobs.get(one.uuid, [one, None])[1]
+        if verb == "sent":
+            return outcome is not None
+        return verb == "begin" or one.durable or outcome is None
 
     def reopen(self):
         for job in self.jobs.values():
@@ -608,6 +614,8 @@ async def _follow(script, place):
             left = await journal.open()
             assert {one.entry.uuid: one.outcome for one in left} == model.reopen()
             assert journal.state().entries == len(model.jobs)
+        elif not model.allows(verb, arguments[0]):
+            continue
         elif verb == "sent":
             journal.sent(*arguments)
             model.sent(*arguments)
