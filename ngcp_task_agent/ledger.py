@@ -147,6 +147,7 @@ class Ledger:
         self.entries = 0
         self._path = path
         self._sync = sync
+        self._full = sync == "full"  # one fsync for all of it
         self._lock = -1
         self._db: sqlite3.Connection | None = None
         self._next = 1  # id of the next row
@@ -184,13 +185,13 @@ class Ledger:
     def write(
         self, begins: Sequence[Entry], ends: Sequence[Ended], sents: Sequence[Entry]
     ) -> list[Outcome | None]:
-        """Record all of it or nothing, in the order *ends*, *begins*, *sents*.
+        """Record all of it, in the order *ends*, *sents*, *begins*.
 
         Returns:
             For each of *begins* None if it is recorded, or how it has ended before.
 
         Raises:
-            JournalError: Nothing is recorded.
+            JournalError: None of *begins* is recorded, and perhaps nothing of the others.
         """
         try:
             try:
@@ -377,14 +378,16 @@ class Ledger:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         before = self.entries
-        rows = len(begins) + len(ends) + len(sents)
-        several = each or rows > ROWS or rows > max(len(begins), len(ends), len(sents))
+        # One statement is a transaction by itself, and each BEGIN and COMMIT has to queue for
+        # the interpreter as well. Ends and sents may be committed by themselves, since to
+        # record them once more changes nothing; the begins are last, all of them or none.
+        several = each or self._full or max(len(begins), len(ends), len(sents)) > ROWS
         try:
-            if several:  # else the one statement is a transaction by itself
+            if several:
                 self._db.execute("BEGIN IMMEDIATE")
             self._end(ends, each)
-            new, found = self._begin_each(begins) if each else self._begin(begins)
             self._sent(sents)
+            new, found = self._begin_each(begins) if each else self._begin(begins)
             if several:
                 self._db.execute("COMMIT")
         except Exception:
