@@ -24,7 +24,8 @@ from .ledger import PAYLOAD, Ended, Entry, Key, Ledger, Outcome, Unfinished
 
 __all__ = ["PAYLOAD", "Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
 
-LINGER = 1.0  # seconds that `sent` waits for company
+SENTS = 64  # of `sent` that are worth a statement
+LINGER = 1.0  # seconds that fewer wait for company
 KEPT = 10_000  # ends kept in memory while the disk takes none
 CATCH_UP = 128  # of them written with one transaction, once it takes them again
 CHECK = 60.0  # seconds between two looks at age and size, while there is something to write
@@ -32,7 +33,7 @@ CHECK_BYTES = 1024 * 1024  # or so much written
 ROW = 300  # bytes of a row besides its payload, about
 HOLD = 0.05  # seconds that deleting what is old may hold up a commit
 
-_OPEN, _CLOSE = "open", "close"
+_OPEN, _SENT, _CLOSE = "open", "sent", "close"
 
 T = TypeVar("T")
 _Done = asyncio.Future[None]
@@ -146,7 +147,7 @@ class Journal:
             return
         self._writer.sents.append(entry)
         if self._due is None:
-            self._due = self._loop.call_later(LINGER, self._ring)
+            self._due = self._loop.call_later(LINGER, self._hurry)
 
     async def close(self) -> None:
         """Commit what waits, and let go of the file."""
@@ -174,8 +175,11 @@ class Journal:
 
     def _ring(self) -> None:
         self._writer.quiet = False
-        self._stop_waiting()
         self._writer.bell.put(None)
+
+    def _hurry(self) -> None:
+        self._due = None
+        self._writer.bell.put((_SENT, None))
 
     def _stop_waiting(self) -> None:
         if self._due is not None:
@@ -235,7 +239,7 @@ class _Writer:
         self.ends: deque[tuple[Ended, _Done]] = deque()
         self.sents: deque[Entry] = deque()
         self.forgets: deque[_Asked] = deque()
-        self.bell: SimpleQueue[tuple[str, asyncio.Future[Any]] | None] = SimpleQueue()
+        self.bell: SimpleQueue[tuple[str, asyncio.Future[Any] | None] | None] = SimpleQueue()
         self.quiet = True
         self.trouble = ""
         self.failures = 0
@@ -245,6 +249,7 @@ class _Writer:
         self._kept_sents: deque[Entry] = deque(maxlen=KEPT)
         self._loop: asyncio.AbstractEventLoop
         self._news = _News([])
+        self._hurry = False  # write what is `sent`, however little
         self._written = 0  # bytes since `_checked`
         self._checked = 0.0
 
@@ -253,16 +258,21 @@ class _Writer:
         while True:
             call = self.bell.get()
             self.quiet = True
-            if call is not None and call[0] == _OPEN:
-                self._loop = call[1].get_loop()
-                self._answer([(call[1], self._open())])
-                continue
-            while self.begins or self.ends or self.sents or self.forgets:
+            verb, future = call or ("", None)
+            if verb == _OPEN and future:
+                self._loop = future.get_loop()
+                self._answer([(future, self._open())])
+            self._hurry = verb in (_SENT, _CLOSE)
+            while self.begins or self.ends or self.forgets or self._due_sents():
                 self._batch()
-            if call is not None:
+            if verb == _CLOSE and future:
                 self._close()
-                self._answer([(call[1], None)])
+                self._answer([(future, None)])
                 return
+
+    def _due_sents(self) -> int:
+        waiting = len(self.sents)
+        return waiting if self._hurry or waiting >= SENTS else 0
 
     def _open(self) -> list[Unfinished]:
         try:
@@ -282,7 +292,8 @@ class _Writer:
     def _batch(self) -> None:
         # In this order: an earlier step of whoever is found in one queue is in a later one.
         forgets, begins = _taken(self.forgets), _taken(self.begins)
-        ends, sents = _taken(self.ends), _taken(self.sents)
+        ends = _taken(self.ends)
+        sents = _taken(self.sents) if self._due_sents() else []
         try:
             found = self._record([asked.entry for asked in begins], [end for end, _ in ends], sents)
         except JournalError as exc:

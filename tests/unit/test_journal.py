@@ -357,13 +357,14 @@ async def begin_many(journal, count):
 
 
 @pytest.mark.root
-async def test_a_full_disk_refuses_what_is_new_and_forgets_nothing(small_disk, caplog):
+async def test_a_full_disk_refuses_what_is_new_and_forgets_nothing(small_disk, caplog, monkeypatch):
     """It tells why, once; when there is room again it goes on by itself."""
+    monkeypatch.setattr(journal_module, "CATCH_UP", 1)
     changes = []
     async with opened(small_disk) as journal:
         journal.on_change = lambda: changes.append(journal.state().ok)
         await ended(journal, entry("before"))
-        for uuid in ("runs", "waits"):
+        for uuid in ("runs", "waits", "second"):
             assert await journal.begin(entry(uuid)) is None
         ballast = small_disk / "ballast"
         with pytest.raises(OSError, match="space"):
@@ -373,6 +374,7 @@ async def test_a_full_disk_refuses_what_is_new_and_forgets_nothing(small_disk, c
             await begin_many(journal, 100)
         await journal.end(entry("runs"), DONE)
         journal.sent(entry("runs"))
+        await journal.end(entry("second"), FAILED)
         assert await journal.begin(entry("runs")) == DONE
         assert await journal.begin(entry("before")) == DONE
         state = journal.state()
@@ -381,6 +383,7 @@ async def test_a_full_disk_refuses_what_is_new_and_forgets_nothing(small_disk, c
         assert state.text.startswith("journal: not writable: database or disk is full; ")
 
         ballast.unlink()
+        assert await journal.begin(entry("second")) == FAILED
         assert await journal.begin(entry("after")) is None
         assert changes == [False, True]
         assert await journal.begin(entry("runs")) == DONE
