@@ -360,6 +360,7 @@ async def begin_many(journal, count):
 async def test_a_full_disk_refuses_what_is_new_and_forgets_nothing(small_disk, caplog, monkeypatch):
     """It tells why, once; when there is room again it goes on by itself."""
     monkeypatch.setattr(journal_module, "CATCH_UP", 1)
+    monkeypatch.setattr(journal_module, "SENTS", 1)
     changes = []
     async with opened(small_disk) as journal:
         journal.on_change = lambda: changes.append(journal.state().ok)
