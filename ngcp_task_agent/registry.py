@@ -17,6 +17,7 @@ from .errors import PluginError
 BUILTIN: Mapping[str, Mapping[str, str]] = {
     "backends": {
         "redis": "ngcp_task_agent.backends.redis:RedisBackend",
+        "redis_stream": "ngcp_task_agent.backends.redis_stream:RedisStreamBackend",
         "local": "ngcp_task_agent.backends.local:LocalBackend",
     },
     "brokers": {

@@ -12,9 +12,11 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
+    ConnectionPool,
     SSLConnection,
     UnixDomainSocketConnection,
     parse_url,
@@ -98,19 +100,30 @@ class RedisServer:
         Raises:
             BackendError: The password file cannot be read.
         """
+        return self._kind(**self._connection_kwargs())
+
+    def commands(self) -> Redis:
+        """A new client with a pool, not yet connected; it does not retry by itself.
+
+        Raises:
+            BackendError: The password file cannot be read.
+        """
+        pool = ConnectionPool(connection_class=self._kind, **self._connection_kwargs())
+        return Redis.from_pool(pool)
+
+    def _connection_kwargs(self) -> dict[str, Any]:
         kwargs = dict(self._kwargs)
         if self._password_file:
             kwargs["password"] = self._read_password()
         if self._kind is not UnixDomainSocketConnection:
             kwargs |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
-        return self._kind(
-            **kwargs,
-            protocol=2,
-            db=0,
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
+        return kwargs | {
+            "protocol": 2,
+            "db": 0,
+            "socket_timeout": None,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),
+        }
 
     def _try_to_build(self, options: Options) -> None:
         """A URL may hold parameters that the library does not take."""

@@ -13,6 +13,8 @@ import redis.asyncio
 from ngcp_task_agent import registry
 from ngcp_task_agent.backends.local import LocalBackend
 from ngcp_task_agent.backends.redis import RedisBackend
+from ngcp_task_agent.backends.redis_stream import RedisStreamBackend
+from ngcp_task_agent.destination import Node
 from ngcp_task_agent.errors import BackendError
 from ngcp_task_agent.options import Options
 
@@ -29,12 +31,14 @@ class World:
     Attributes:
         address: Where the client's answers go.
         channels: Whether requests come in by named channels.
+        key: What a task calls its channel in `backend_options`.
         heard: What the client has received, in order.
     """
 
     kind = ""
     address = "fb"
     channels = True
+    key = "control_channel"
 
     def __init__(self, place):
         self.place = place
@@ -164,10 +168,36 @@ class RedisWorld(World):
             await self.client.aclose()
 
 
+class RedisStreamWorld(RedisWorld):
+    kind = "redis_stream"
+    key = "control_stream"
+
+    def build(self):
+        backend = RedisStreamBackend(Options({"unix_socket": self.place}, "backends/b.yml"))
+        backend.host = RoomyHost()
+        return backend
+
+    async def send(self, payload, channel=""):
+        await self.client.xadd(channel or self.channel, {"request": payload})
+
+
+class RoomyHost:
+    """A host that could start whatever comes."""
+
+    identity = "m1"
+
+    def node(self):
+        return Node("db01")
+
+    def room(self, control_channel):
+        return 1_000_000
+
+
 WORLDS = [
     MemoryWorld,
     LocalWorld,
     pytest.param(RedisWorld, marks=pytest.mark.redis),
+    pytest.param(RedisStreamWorld, marks=pytest.mark.redis),
 ]
 
 
@@ -177,14 +207,14 @@ def world(request, tmp_path):
     return maker(request, tmp_path)
 
 
-@pytest.fixture(params=[WORLDS[0], WORLDS[2]], ids=lambda world: world.kind)
+@pytest.fixture(params=[WORLDS[0], *WORLDS[2:]], ids=lambda world: world.kind)
 def channels(request, tmp_path):
     """The same, for backends where requests come in by named channels."""
     return maker(request, tmp_path)
 
 
 def maker(request, tmp_path):
-    redis_server = request.param is RedisWorld
+    redis_server = issubclass(request.param, RedisWorld)
     place = request.getfixturevalue("redis_socket") if redis_server else str(tmp_path)
     return lambda: request.param(place)
 
@@ -400,8 +430,8 @@ async def test_state_is_for_people_and_the_watchdog(world):
 
 def test_a_subscription_is_read_from_the_tasks_options(world):
     """Nothing that a task may write there is an unknown key, or breaks the file."""
-    options = Options({"control_channel": "c"}, "tasks/ping.yml", "backend_options.")
     one = world()
+    options = Options({one.key: "c"}, "tasks/ping.yml", "backend_options.")
 
     channel = one.backend.subscription(options)
 

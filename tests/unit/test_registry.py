@@ -33,7 +33,7 @@ def test_each_of_our_own_can_be_imported(kind, name):
     ("kind", "says"),
     [
         ("brokers", r"^no broker called 'comand'; known are command, http, python$"),
-        ("backends", r"^no backend called 'comand'; known are local, redis$"),
+        ("backends", r"^no backend called 'comand'; known are local, redis, redis_stream$"),
         ("fact_sources", r"^no fact source called 'comand'; known are command, file, ngcp, static"),
     ],
 )

@@ -1,0 +1,220 @@
+"""
+Durable requests on Redis streams, read with consumer groups.
+
+What is in Redis is told in `redis_stream_keys`. A request is taken with a lease that is
+renewed while its job runs; it is acknowledged in the same step that hands its last
+response to Redis. Responses of other kinds leave by pub/sub, as with the redis backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
+
+from ..errors import BackendError
+from ..interfaces import BackendState, Claim, Delivery, Host
+from ..options import Options
+from .redis_publisher import Publisher
+from .redis_server import RedisServer, pause
+from .redis_stream_calls import TROUBLES, Calls
+from .redis_stream_group import STUCK, Group, Terms
+from .redis_stream_keys import Subscription
+
+RENEW_EVERY = 2.5  # seconds between two signs of life; a lease is four of them
+CLOSE_TIMEOUT = 2.0  # seconds for the last responses to leave
+DAY = 86400.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class RedisStreamBackend:
+    """Options: those of `RedisServer`, and
+
+    - ``retention``: seconds that requests on broadcast streams are kept for nodes that
+      are away, or new; default a day
+    - ``group_expiry``: seconds after which a node that was not seen is forgotten, with
+      what waits for it; default seven days
+    - ``response_queue``, ``response_queue_size``: as for the redis backend
+
+    A task's ``backend_options``: ``control_stream``; ``delivery``, ``broadcast`` (the
+    default) or ``anycast``; for the latter ``pool`` and ``members``, which nodes join.
+    """
+
+    shared = True
+
+    def __init__(self, options: Options) -> None:
+        self._server = RedisServer(options)
+        self._retention = options.seconds("retention", DAY, minimum=1)
+        self._expiry = options.seconds("group_expiry", 7 * DAY, minimum=1)
+        self._publisher = Publisher(
+            self._server,
+            options.integer("response_queue", 10_000, minimum=1),
+            options.size("response_queue_size", 64 * 1024 * 1024),
+        )
+        self._calls = Calls(self._server)
+        self._calls.on_change = lambda: self.on_change()
+        self._wanted: frozenset[str] = frozenset()
+        self._groups: dict[str, Group] = {}
+        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()  # those that give something back
+        self._inbox: asyncio.Queue[tuple[Delivery, Callable[[], None]] | None] = asyncio.Queue()
+        self._receiving = False
+        self._stopping = False
+        self._turned = 0.0  # loop time of the last sign of life that was tried
+        self._ahead: float | None = None  # seconds that Redis's clock is ahead of the loop's
+        self.on_change: Callable[[], None] = lambda: None
+        self.host: Host | None = None
+
+    def subscription(self, options: Options) -> str:
+        return str(Subscription.read(options))
+
+    async def open(self) -> None:
+        """Needs nothing: a server that is not there yet is waited for."""
+
+    def listen(self, channels: Iterable[str]) -> None:
+        self._wanted = frozenset(channels)
+        if self._receiving and not self._stopping:
+            self._read_what_is_wanted()
+
+    async def receive(self) -> AsyncIterator[Delivery]:
+        if self._stopping:
+            return
+        self._receiving = True
+        self._spawn(self._publisher.run(), "redis publisher")
+        self._spawn(self._renew(), "redis stream leases")
+        self._read_what_is_wanted()
+        while (item := await self._inbox.get()) is not None:
+            delivery, looked_at = item
+            yield delivery
+            looked_at()
+            del delivery, item  # they may be large, and the next may be long in coming
+
+    def deliver(self, address: str, payload: bytes, stream: str = "") -> None:
+        self._publisher.post(address, payload)
+
+    async def flush(self, address: str) -> None:
+        await self._publisher.flush()
+
+    async def now(self) -> float:
+        loop = asyncio.get_running_loop()
+        try:
+            now = await self._calls.time()
+        except TROUBLES as exc:
+            if self._ahead is None:
+                raise BackendError(f"redis {self._server}: what time is it? {exc}") from exc
+            return loop.time() + self._ahead
+        self._ahead = now - loop.time()
+        return now
+
+    async def stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        for text in list(self._readers):
+            self._retire(text)
+        unseen = []
+        while not self._inbox.empty():
+            item = self._inbox.get_nowait()
+            if item is not None and item[0].claim is not None:
+                unseen.append(item[0].claim)
+        for claim in unseen:
+            self._leaving.add(self._spawn(_released(claim), "redis stream release"))
+        self._inbox.put_nowait(None)
+
+    async def close(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._publisher.flush(), CLOSE_TIMEOUT)
+        if self._publisher.waiting:
+            log.warning("redis %s: %d responses unsent", self._server, self._publisher.waiting)
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=CLOSE_TIMEOUT)
+        with suppress(*TROUBLES):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                if self._calls.connected:
+                    for group in self._groups.values():
+                        await group.sweep(leaves=True)
+        self._calls.end()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._groups.clear()
+        await self._calls.close()
+
+    def state(self) -> BackendState:
+        now = asyncio.get_running_loop().time()
+        reading = [self._groups[text] for text in self._readers]
+        turned = min([self._turned, *(group.turned for group in reading)])
+        held = sum(len(group.place.held) for group in self._groups.values())
+        missing = sum(group.missing for group in self._groups.values())
+        connected = self._calls.connected and not self._stopping
+        where = f"connected to {self._server}" if connected else f"no {self._server}"
+        streams = ", ".join(sorted(self._wanted)) or "nothing"
+        text = f"redis stream {where}, reading {streams}, {held} requests held"
+        if missing:
+            text += f", {missing} groups made again"
+        return BackendState(connected, now - turned < STUCK, text, self._publisher.dropped)
+
+    def _read_what_is_wanted(self) -> None:
+        for text in set(self._readers) - self._wanted:
+            self._retire(text)
+        for text in self._wanted - set(self._readers):
+            group = self._groups.get(text) or self._make(text)
+            self._groups[text] = group
+            self._readers[text] = self._spawn(group.read(), f"redis stream {text}")
+
+    def _make(self, text: str) -> Group:
+        assert self.host is not None, "set by the daemon"
+        terms = Terms(
+            self._retention,
+            self._expiry,
+            self._publisher.flush,
+            lambda delivery, looked_at: self._inbox.put_nowait((delivery, looked_at)),
+            self._server.local,
+        )
+        return Group(Subscription.parse(text), self._calls, self.host, terms)
+
+    def _retire(self, text: str) -> None:
+        reader = self._readers.pop(text)
+        reader.cancel()
+        leaving = self._spawn(_left(reader, self._groups[text]), "redis stream leaving")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _renew(self) -> None:
+        loop, failures = asyncio.get_running_loop(), 0
+        while True:
+            self._turned = loop.time()
+            try:
+                self._ahead = await self._calls.time() - loop.time()
+                for group in list(self._groups.values()):
+                    await group.renew()
+                self._calls.worked()
+                failures = 0
+            except TROUBLES as exc:
+                self._calls.failed(exc)
+                failures += 1
+            wait = pause(failures) if failures else RENEW_EVERY
+            await asyncio.sleep(wait)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _left(reader: asyncio.Task[None], group: Group) -> None:
+    """What a reader was given while it was told to end goes back."""
+    await asyncio.wait((reader,))
+    with suppress(*TROUBLES):
+        await group.sweep()
+
+
+async def _released(claim: Claim) -> None:
+    with suppress(BackendError):
+        await claim.release()

@@ -1,0 +1,163 @@
+"""
+Commands to the server that keeps the streams: few at a time, and until they work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+
+from ..errors import BackendError
+from .redis_server import RedisServer, pause
+from .redis_stream_scripts import Script
+
+AT_ONCE = 8  # scripts on their way
+REPLY_TIMEOUT = 4.0  # seconds for an answer, beside the time that was asked for
+TROUBLES = (RedisError, OSError, TimeoutError, BackendError)
+
+Word = str | bytes | int | float
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """One entry of a stream; the last of several fields with one name counts."""
+
+    id: str
+    fields: dict[bytes, bytes]
+
+
+class Calls:
+    """What is asked of one server.
+
+    Attributes:
+        connected: Whether the server has answered last time.
+        on_change: Called when that has changed.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._client: Any = None  # of either kind; their common methods have no common type
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._closed = False
+        self._trouble = ""  # what has been logged last
+        self.connected = False
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def call(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
+        """Run *script* once.
+
+        Raises:
+            RedisError, OSError, TimeoutError, BackendError: It may have run, or not.
+        """
+        async with self._places:
+            try:
+                return await self._execute("EVALSHA", script.sha, len(keys), *keys, *words)
+            except NoScriptError:
+                return await self._execute("EVAL", script.text, len(keys), *keys, *words)
+
+    async def insist(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
+        """Run *script* until the server has answered; it knows itself if it runs again.
+
+        Raises:
+            BackendError: It was closed before.
+        """
+        failures = 0
+        while True:
+            try:
+                return await self.call(script, keys, *words)
+            except TROUBLES as exc:
+                failures += 1
+                if self._closed:
+                    raise BackendError(f"redis {self._server}: closed") from exc
+                self.failed(exc)
+                await asyncio.sleep(pause(failures))
+
+    async def read(
+        self, stream: str, group: str, consumer: str, count: int, block: float
+    ) -> list[Entry]:
+        """New entries for *consumer*; waits at most *block* seconds for the first."""
+        where = ("GROUP", group, consumer, "COUNT", count, "BLOCK", max(1, int(block * 1000)))
+        async with asyncio.timeout(block + REPLY_TIMEOUT):
+            reply = await self._execute("XREADGROUP", *where, "STREAMS", stream, ">")
+        if not reply:
+            return []
+        # RESP3 answers with a mapping, and then with one more list around the entries.
+        found = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+        return [entry_of(one) for one in found]
+
+    async def time(self) -> float:
+        """Redis `TIME`, in unix seconds."""
+        reply = await self._execute("TIME")
+        if isinstance(reply, dict):  # of a cluster: by node
+            reply = next(iter(reply.values()))
+        seconds, microseconds = reply
+        return int(seconds) + int(microseconds) / 1e6
+
+    def elsewhere(self, key: str, stream: str) -> bool:
+        """Whether the two are in different slots, and one script cannot reach both."""
+        keyslot = getattr(self._client, "keyslot", None)
+        return keyslot is not None and keyslot(key) != keyslot(stream)
+
+    def worked(self) -> None:
+        """The server answers."""
+        if not self.connected:
+            self.connected = True
+            self._trouble = ""
+            log.info("redis %s: connected", self._server)
+            self.on_change()
+
+    def failed(self, exc: BaseException) -> None:
+        """It does not: said once, and again when the reason changes."""
+        if self._closed:
+            return
+        trouble = " ".join(str(exc).split()) or "no answer in time"
+        kind = type(exc).__name__
+        if self.connected or kind != self._trouble:
+            what = "connection lost" if self.connected else "not reached"
+            log.warning("redis %s: %s (%s); trying again", self._server, what, trouble)
+        changed, self.connected, self._trouble = self.connected, False, kind
+        if changed:
+            self.on_change()
+
+    def end(self) -> None:
+        """Nobody insists any more."""
+        self._closed = True
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            with suppress(RedisError, OSError, TimeoutError):
+                await client.aclose()
+
+    async def _execute(self, *words: Word) -> Any:
+        if self._client is None:
+            if self._closed:
+                raise BackendError("closed")
+            self._client = self._server.commands()
+        client = self._client
+        limit = None if words[0] == "XREADGROUP" else REPLY_TIMEOUT
+        try:
+            async with asyncio.timeout(limit):
+                return await client.execute_command(*words)
+        except AuthenticationError:
+            # The password may have been changed: the next client reads the file again.
+            if self._client is client:
+                self._client = None
+                await client.aclose()
+            raise
+
+
+def entry_of(reply: Any) -> Entry:
+    """Read one entry: its id and its fields, as a mapping or one after the other."""
+    id, fields = reply
+    if not isinstance(fields, dict):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {}
+    return Entry(id.decode() if isinstance(id, bytes) else str(id), fields)

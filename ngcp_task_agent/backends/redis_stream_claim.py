@@ -1,0 +1,190 @@
+"""
+The hold on one entry of a control stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .redis_stream_calls import Calls
+from .redis_stream_keys import Keys
+from .redis_stream_scripts import DROP, PARK, SETTLE
+
+if TYPE_CHECKING:
+    from .redis_stream_group import Group
+
+log = logging.getLogger(__name__)
+
+
+class Place:
+    """Where claims are given up: one group of one stream, and who reads there.
+
+    Attributes:
+        keys: Of the stream.
+        group: Name of the group.
+        consumer: Our name in it.
+        node: This host's name, as of now.
+        epoch: Of the stream, as of the last look.
+        held: Claims not yet given up, by id.
+    """
+
+    def __init__(self, calls: Calls, keys: Keys, group: str, consumer: str) -> None:
+        self.calls = calls
+        self.keys = keys
+        self.group = group
+        self.consumer = consumer
+        self.node = ""
+        self.epoch = ""
+        self.held: dict[str, StreamClaim] = {}
+        self._drops: list[tuple[StreamClaim, str, asyncio.Future[str]]] = []
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    async def settle(
+        self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
+    ) -> str:
+        """Answer and acknowledge; how the claim stood."""
+        keys = [self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead]
+        if stream and self.calls.elsewhere(stream, self.keys.stream):
+            log.warning("redis: feedback stream %.80r is in another slot than %s; not written",
+                        stream, self.keys.stream)  # fmt: skip
+        elif stream:
+            keys.append(stream)
+        how, wrong = await self.calls.insist(
+            SETTLE, keys, self.group, self.consumer, claim.epoch, claim.id, claim.token, address,
+            payload, failure, claim.request if failure else b"", claim.attempt, self.node,
+        )  # fmt: skip
+        if wrong:
+            log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
+        return str(how.decode())
+
+    async def park(self, claim: StreamClaim, delay: float, fewer: int, request: bytes) -> str:
+        """Let it wait for *delay* seconds; how the claim stood."""
+        keys = (self.keys.stream, self.keys.epoch, self.keys.settled,
+                self.keys.delayed(self.group))  # fmt: skip
+        how = await self.calls.insist(
+            PARK, keys, self.group, self.consumer, claim.epoch, claim.id, claim.token,
+            int(delay * 1000), fewer, "!" if fewer and claim.taken_over else "", request,
+        )  # fmt: skip
+        return str(how.decode())
+
+    async def drop(self, claim: StreamClaim, failure: str) -> str:
+        """Acknowledge, together with what else is dropped now; how the claim stood."""
+        # On a broadcast stream most requests are for others, and a burst of them is
+        # passed over in one turn of the loop: one script, not hundreds.
+        stood: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._drops.append((claim, failure, stood))
+        if len(self._drops) == 1:
+            task = asyncio.create_task(self._drop_all(), name="redis stream drops")
+            self._dropping.add(task)
+            task.add_done_callback(self._dropping.discard)
+        return await stood
+
+    async def _drop_all(self) -> None:
+        drops, self._drops = self._drops, []
+        try:
+            await self._drop_these(drops)
+        except Exception as exc:
+            for _, _, stood in drops:
+                if not stood.done():
+                    stood.set_exception(exc)
+
+    async def _drop_these(self, drops: list[tuple[StreamClaim, str, asyncio.Future[str]]]) -> None:
+        keys = (self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead)
+        by_epoch: dict[str, list[tuple[StreamClaim, str, asyncio.Future[str]]]] = {}
+        for drop in drops:
+            by_epoch.setdefault(drop[0].epoch, []).append(drop)
+        for epoch, some in by_epoch.items():
+            words: list[str | bytes | int | float] = []
+            for claim, failure, _ in some:
+                request = claim.request if failure else b""
+                words += [claim.id, claim.token, failure, request, claim.attempt]
+            reply = await self.calls.insist(
+                DROP, keys, self.group, self.consumer, epoch, self.node, *words
+            )
+            for (_, _, stood), how in zip(some, reply, strict=True):
+                if not stood.done():
+                    stood.set_result(how.decode())
+
+
+class StreamClaim:
+    """See `interfaces.Claim`.
+
+    Attributes:
+        id: Of the entry.
+        request: Its field ``request``.
+        token: Tells this claim from every other.
+        epoch: Of the stream when it was read.
+        ending: Whether it is being given up.
+    """
+
+    def __init__(
+        self, group: Group, id: str, request: bytes, token: str, attempt: int, taken_over: bool
+    ) -> None:
+        self.id = id
+        self.request = request
+        self.token = token
+        self.epoch = group.place.epoch
+        self.ending = False
+        self.attempt = attempt
+        self.taken_over = taken_over
+        self.pool = group.subscription.pool
+        self.posted = int(id.partition("-")[0]) / 1000
+        self.on_lost: Callable[[], None] = lambda: None
+        self._group = group
+
+    async def settle(
+        self, address: str, payload: bytes, stream: str = "", failure: str = ""
+    ) -> bool:
+        place = self._group.place
+        async with _Ending(self, place) as ending:
+            await self._group.before_the_last()
+            ending.how = await place.settle(self, address, payload, stream, failure)
+        return ending.held
+
+    async def retry(self, delay: float) -> bool:
+        return await self._park(delay, 0)
+
+    async def release(self, delay: float = 0.0) -> bool:
+        return await self._park(delay, 1)
+
+    async def drop(self, failure: str = "") -> bool:
+        place = self._group.place
+        async with _Ending(self, place) as ending:
+            ending.how = await place.drop(self, failure)
+        return ending.held
+
+    async def _park(self, delay: float, fewer: int) -> bool:
+        place = self._group.place
+        async with _Ending(self, place) as ending:
+            request = self.request if self.pool else b""
+            ending.how = await place.park(self, delay, fewer, request)
+        if ending.how == "free":
+            self._group.again(self, delay, self.attempt + 1 - fewer)
+        elif ending.held:
+            self._group.look(delay)
+        return ending.held
+
+
+class _Ending:
+    """While a claim is given up; if that is cut short it is held as before."""
+
+    def __init__(self, claim: StreamClaim, place: Place) -> None:
+        self._claim = claim
+        self._place = place
+        self.how = ""
+
+    @property
+    def held(self) -> bool:
+        return self.how != "lost"
+
+    async def __aenter__(self) -> _Ending:
+        self._claim.ending = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._claim.ending = False
+        if self.how and self._place.held.get(self._claim.id) is self._claim:
+            del self._place.held[self._claim.id]

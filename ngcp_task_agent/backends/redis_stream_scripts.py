@@ -1,0 +1,388 @@
+"""
+What has to happen in one step, as Lua that runs inside Redis.
+
+An XACK or XCLAIM by somebody who does not hold the entry succeeds; so each is preceded
+by a look at who does, and nothing can come between. Times are Redis's own. All keys
+of a call are in one slot: see `redis_stream_keys`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from .redis_stream_keys import (
+    DEAD_ENTRIES,
+    FEEDBACK_ENTRIES,
+    FEEDBACK_EXPIRY,
+    KEEP,
+    PARKED,
+    REMEMBER,
+)
+
+
+class Script:
+    """A Lua text and its SHA1, by which the server knows it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = _COMMON + text
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_COMMON = (
+    f"""
+local PARKED, KEEP, REMEMBER = '{PARKED}', {KEEP}, {REMEMBER}
+local DEAD_ENTRIES = {DEAD_ENTRIES}
+local FEEDBACK_ENTRIES, FEEDBACK_EXPIRY = {FEEDBACK_ENTRIES}, {FEEDBACK_EXPIRY}
+"""
+    + """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function fields(flat)
+  local found = {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+
+local function group_of(stream, name)
+  if redis.call('EXISTS', stream) == 0 then return nil end
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local group = fields(flat)
+    if group.name == name then return group end
+  end
+  return nil
+end
+
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function less(a, b)
+  local a_ms, a_seq = split(a)
+  local b_ms, b_seq = split(b)
+  if a_ms ~= b_ms then return a_ms < b_ms end
+  return a_seq < b_seq
+end
+
+-- The greatest id below this one; a seq that a double cannot hold gives a lower one.
+local function before(id)
+  local ms, seq = split(id)
+  if seq > 0 and seq < 1e15 then return string.format('%.0f-%.0f', ms, seq - 1) end
+  if ms == 0 then return '0-0' end
+  return string.format('%.0f-18446744073709551615', ms - 1)
+end
+
+local function pending(stream, group, id)
+  local found = redis.pcall('XPENDING', stream, group, id, id, 1)
+  if found.err then
+    if string.find(found.err, 'NOGROUP', 1, true) then return nil end
+    error(found)
+  end
+  return found[1]
+end
+
+-- Whether nobody else can have had it: what was in the stream is gone, or the server
+-- knows nothing of its having been read (a failover may forget that).
+local function unknown(stream, group, id, epochs, epoch)
+  if redis.call('HGET', epochs, 'id') ~= epoch then
+    local since = redis.call('HGET', epochs, 'since')
+    if not since or split(id) < tonumber(since) then return true end
+  end
+  local found = group_of(stream, group)
+  return found == nil or less(found['last-delivered-id'], id)
+end
+
+-- How a claim stands: 'mine', 'done' (given up, its reply was lost), 'free' or 'lost'.
+local function standing(stream, group, me, id, epochs, epoch, settled, token)
+  if redis.call('ZSCORE', settled, token) then return 'done' end
+  local entry = pending(stream, group, id)
+  if entry then return entry[2] == me and 'mine' or 'lost', entry[4] end
+  return unknown(stream, group, id, epochs, epoch) and 'free' or 'lost'
+end
+
+local function note(settled, token)
+  redis.call('ZADD', settled, now, token)
+  redis.call('ZREMRANGEBYSCORE', settled, '-inf', now - REMEMBER * 1000)
+  redis.call('EXPIRE', settled, REMEMBER)
+end
+
+-- XADD; a key that is no stream is the fault of whoever named it, and told, not raised.
+local function append(key, limit, ...)
+  local id = redis.pcall('XADD', key, 'MAXLEN', '~', limit, '*', ...)
+  if type(id) == 'table' and id.err then
+    if string.find(id.err, 'WRONGTYPE', 1, true) then return nil, id.err end
+    error(id)
+  end
+  return id, ''
+end
+
+local function bury(dead, request, reason, attempts, group, node, stream, id)
+  append(dead, DEAD_ENTRIES, 'request', request, 'reason', reason,
+    'attempts', attempts, 'group', group, 'node', node, 'stream', stream, 'entry', id,
+    'failed', string.format('%.3f', now / 1000))
+end
+"""
+)
+
+# Keys: stream, groups, epoch. Arguments: group, retention or '', expiry, token; ms.
+# Returns: made now (1 or 0), had been there before (1 or 0), epoch.
+JOIN = Script("""
+local stream, groups, epochs = unpack(KEYS)
+local name, retention, expiry, token = unpack(ARGV)
+local epoch = redis.call('HGET', epochs, 'id')
+local exists = redis.call('EXISTS', stream) == 1
+local stat = exists and fields(redis.call('XINFO', 'STREAM', stream)) or {}
+local added = stat['entries-added'] or 0
+local afresh = not epoch or added < tonumber(redis.call('HGET', epochs, 'added') or 0)
+if afresh then
+  -- Whatever is older than the first entry of now was in the stream that is gone.
+  local first = stat['first-entry'] and split(stat['first-entry'][1]) or now
+  epoch = token
+  redis.call('HSET', epochs, 'id', epoch, 'since', string.format('%.0f', math.min(first, now)))
+end
+redis.call('HSET', epochs, 'added', added)
+redis.call('EXPIRE', epochs, KEEP)
+
+local known = redis.call('HGET', groups, name)
+local handled = known and string.match(known, '|([^|]*)$') or ''
+local made = 0
+if not group_of(stream, name) then
+  local start = handled
+  if afresh or start == '' then
+    -- The oldest that may still be wanted, never the end: who comes late takes part.
+    start = retention == '' and '0' or string.format('%.0f-0', math.max(now - retention, 0))
+  end
+  redis.call('XGROUP', 'CREATE', stream, name, start, 'MKSTREAM')
+  handled = ''
+  made = 1
+end
+local value = string.format('%.0f|%s|%s|%s', now, retention, expiry, handled)
+redis.call('HSET', groups, name, value)
+redis.call('EXPIRE', groups, KEEP)
+return {made, known and 1 or 0, epoch}
+""")
+
+# Keys: stream, delayed. Arguments: group, consumer, what its name and that of its
+# predecessors begins with, what the names of this process begin with, lease (ms),
+# how many at most, idle time after which a consumer without entries is removed (ms).
+# Returns: ms until the next is due or -1, and a list of
+# {id, let down (1 or 0), attempt, fields}.
+TAKE = Script("""
+local stream, delayed = unpack(KEYS)
+local group, me, kin, living, lease, room, rest = unpack(ARGV)
+lease, room, rest = tonumber(lease), tonumber(room), tonumber(rest)
+local taken = {}
+
+local function claim(id, down, ...)
+  local got = redis.call('XCLAIM', stream, group, me, 0, id, ...)
+  if #got == 0 then return end  -- deleted from the stream
+  table.insert(taken, {id, down, pending(stream, group, id)[4], got[1][2]})
+  room = room - 1
+end
+
+if room > 0 then
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, room)) do
+    local id, mark = string.match(member, '^([%d-]+)(!?)$')
+    redis.call('ZREM', delayed, member)
+    local entry = id and pending(stream, group, id)
+    if entry and entry[2] == PARKED then claim(id, mark == '!' and 1 or 0) end
+  end
+end
+
+local function begins(text, with) return string.sub(text, 1, #with) == with end
+
+for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+  local other = fields(flat)
+  if other.name == PARKED then
+    if other.pending > redis.call('ZCARD', delayed) then  -- somebody has deleted the set
+      for _, entry in ipairs(redis.call('XPENDING', stream, group, '-', '+', 1000, PARKED)) do
+        if not redis.call('ZSCORE', delayed, entry[1] .. '!') then
+          redis.call('ZADD', delayed, 'NX', now, entry[1])
+        end
+      end
+      redis.call('EXPIRE', delayed, KEEP)
+    end
+  elseif other.pending == 0 then
+    if other.name ~= me and other.idle > rest then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, other.name)
+    end
+  elseif room > 0 then
+    -- Of one agent there is one process at a time: an earlier one is surely dead.
+    local dead = begins(other.name, kin) and not begins(other.name, living)
+    local idle = dead and 0 or lease
+    local held = redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', room, other.name)
+    for _, entry in ipairs(held) do
+      if other.name == me then  -- it was read, and the reply was lost: not an attempt
+        claim(entry[1], 0, 'RETRYCOUNT', entry[4])
+      else
+        claim(entry[1], 1)
+      end
+    end
+  end
+end
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+return {first[2] and math.max(first[2] - now, 0) or -1, taken}
+""")
+
+# Keys: stream, epoch. Arguments: group, consumer, epoch, ids. Returns: ids that are lost.
+RENEW = Script("""
+local stream, epochs = unpack(KEYS)
+local group, me, epoch = unpack(ARGV)
+local lost = {}
+for i = 4, #ARGV do
+  local id = ARGV[i]
+  local entry = pending(stream, group, id)
+  if entry and entry[2] == me then
+    redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
+  elseif entry or not unknown(stream, group, id, epochs, epoch) then
+    table.insert(lost, id)
+  end
+end
+return lost
+""")
+
+# Keys: stream, epoch, settled, dead, the feedback stream if there is one. Arguments: group,
+# consumer, epoch, id, token, address, payload, failure, request, attempts, node.
+# Returns: how the claim stood; what is wrong with the feedback stream, or ''.
+SETTLE = Script("""
+local stream, epochs, settled, dead, feedback = unpack(KEYS)
+local group, me, epoch, id, token, address, payload, failure, request, attempts, node = unpack(ARGV)
+local how = standing(stream, group, me, id, epochs, epoch, settled, token)
+if how == 'lost' or how == 'done' then return {how, ''} end
+local entry, wrong = nil, ''
+if feedback then
+  entry, wrong = append(feedback, FEEDBACK_ENTRIES, 'response', payload)
+  if entry then redis.call('EXPIRE', feedback, FEEDBACK_EXPIRY) end
+end
+if failure ~= '' then
+  local fine, problem = pcall(bury, dead, request, failure, attempts, group, node, stream, id)
+  if not fine then
+    if entry then redis.call('XDEL', feedback, entry) end
+    error(problem)
+  end
+end
+if address ~= '' then
+  redis.call('PUBLISH', address, payload)
+elseif entry then
+  redis.call('PUBLISH', feedback, entry)
+end
+if how == 'mine' then redis.call('XACK', stream, group, id) end
+note(settled, token)
+return {how, wrong}
+""")
+
+# Keys: stream, epoch, settled, dead. Arguments: group, consumer, epoch, node, and for each
+# claim: id, token, failure, request, attempts. Returns: how each stood.
+DROP = Script("""
+local stream, epochs, settled, dead = unpack(KEYS)
+local group, me, epoch, node = unpack(ARGV)
+local stood = {}
+for i = 5, #ARGV, 5 do
+  local id, token, failure, request, attempts = unpack(ARGV, i, i + 4)
+  local how = standing(stream, group, me, id, epochs, epoch, settled, token)
+  if how == 'mine' or how == 'free' then
+    if failure ~= '' then
+      bury(dead, request, failure, attempts, group, node, stream, id)
+    end
+    if how == 'mine' then redis.call('XACK', stream, group, id) end
+    note(settled, token)
+  end
+  table.insert(stood, how)
+end
+return stood
+""")
+
+# Keys: stream, epoch, settled, delayed. Arguments: group, consumer, epoch, id, token, delay
+# (ms), by how much the number of attempts goes down, '!' if it was let down or '', the
+# request if it may be put into a stream that has lost it, or ''.
+# Returns: how it stood; 'free' only if nobody will be given it again.
+PARK = Script("""
+local stream, epochs, settled, delayed = unpack(KEYS)
+local group, me, epoch, id, token, delay, less_attempts, mark, request = unpack(ARGV)
+local how, attempts = standing(stream, group, me, id, epochs, epoch, settled, token)
+if how == 'mine' then
+  redis.call('ZADD', delayed, now + delay, id .. mark)
+  redis.call('EXPIRE', delayed, KEEP)
+  redis.call('XCLAIM', stream, group, PARKED, 0, id,
+    'RETRYCOUNT', math.max(attempts - less_attempts, 0), 'JUSTID')
+  note(settled, token)
+elseif how == 'free' then
+  if #redis.call('XRANGE', stream, id, id) > 0 then
+    how = 'done'  -- it will be read once more
+  elseif request ~= '' then
+    redis.call('XADD', stream, '*', 'request', request)
+    how = 'done'
+  end
+  note(settled, token)
+end
+return how
+""")
+
+# What was read but never heard of, because the connection broke, goes back.
+# Keys: stream, delayed. Arguments: group, consumer, whether it leaves (1 or 0), ids that
+# were heard of. Returns: how many went back.
+SWEEP = Script("""
+local stream, delayed = unpack(KEYS)
+local group, me, leaves = unpack(ARGV)
+if not group_of(stream, group) then return 0 end
+local heard, count, left = {}, 0, 0
+for i = 4, #ARGV do heard[ARGV[i]] = true end
+for _, entry in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10000, me)) do
+  if heard[entry[1]] then
+    left = left + 1
+  else
+    redis.call('ZADD', delayed, now, entry[1])
+    redis.call('EXPIRE', delayed, KEEP)
+    redis.call('XCLAIM', stream, group, PARKED, 0, entry[1],
+      'RETRYCOUNT', math.max(entry[4] - 1, 0), 'JUSTID')
+    count = count + 1
+  end
+end
+if leaves == '1' and left == 0 then redis.call('XGROUP', 'DELCONSUMER', stream, group, me) end
+return count
+""")
+
+# Keys: stream, groups, epoch. Arguments: beginning of the keys with what is delayed, ms
+# that lie between two runs. Returns: names of the groups that have expired.
+TRIM = Script("""
+local stream, groups, epochs = unpack(KEYS)
+local delayed, interval = unpack(ARGV)
+local last = tonumber(redis.call('HGET', epochs, 'trimmed') or 0)
+if redis.call('EXISTS', stream) == 0 or (last <= now and now - last < tonumber(interval)) then
+  return {}
+end
+local expired, longest, rows = {}, 0, {}
+for name, value in pairs(fields(redis.call('HGETALL', groups))) do
+  local seen, retention, expiry = string.match(value, '^(%d+)|(%d*)|(%d+)|')
+  if retention ~= '' and now - seen > tonumber(expiry) then
+    redis.call('XGROUP', 'DESTROY', stream, name)
+    redis.call('HDEL', groups, name)
+    redis.call('DEL', delayed .. name)
+    table.insert(expired, name)
+  else
+    if retention ~= '' then longest = math.max(longest, tonumber(retention)) end
+    rows[name] = {seen, retention, expiry}
+  end
+end
+local floor = nil
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local group = fields(flat)
+  local handled = group['last-delivered-id']
+  local oldest = redis.call('XPENDING', stream, group.name)[2]
+  if oldest and less(before(oldest), handled) then handled = before(oldest) end
+  if not floor or less(handled, floor) then floor = handled end
+  local row = rows[group.name]
+  if row then
+    redis.call('HSET', groups, group.name, table.concat({row[1], row[2], row[3], handled}, '|'))
+  end
+end
+if floor then
+  local young = string.format('%.0f-0', math.max(now - longest, 0))
+  if longest > 0 and less(young, floor) then floor = young end
+  redis.call('XTRIM', stream, 'MINID', floor)
+  local added = fields(redis.call('XINFO', 'STREAM', stream))['entries-added']
+  redis.call('HSET', epochs, 'trimmed', now, 'added', added)
+end
+return expired
+""")
