@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..errors import BackendError
 from .redis_server import RedisServer, pause
@@ -18,6 +26,7 @@ from .redis_stream_scripts import Script
 
 AT_ONCE = 8  # scripts on their way
 REPLY_TIMEOUT = 4.0  # seconds for an answer, beside the time that was asked for
+AWAY = (RedisConnectionError, ReadOnlyError, ClusterDownError)  # which may be said in words
 TROUBLES = (RedisError, OSError, TimeoutError, BackendError)
 
 Word = str | bytes | int | float
@@ -46,6 +55,7 @@ class Calls:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._closed = False
         self._trouble = ""  # what has been logged last
+        self._refusals = 0
         self.connected = False
         self.on_change: Callable[[], None] = lambda: None
 
@@ -117,6 +127,9 @@ class Calls:
         if self._closed:
             return
         trouble = " ".join(str(exc).split()) or "no answer in time"
+        if isinstance(exc, ResponseError) and not isinstance(exc, AWAY):
+            self._note_refusal(trouble)
+            return
         kind = type(exc).__name__
         if self.connected or kind != self._trouble:
             what = "connection lost" if self.connected else "not reached"
@@ -124,6 +137,13 @@ class Calls:
         changed, self.connected, self._trouble = self.connected, False, kind
         if changed:
             self.on_change()
+
+    def _note_refusal(self, trouble: str) -> None:
+        # It answers, but not as it should: a right is missing, or memory.
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1) == 0:  # 1, 2, 4, 8, … lines in a flood
+            log.error("redis %s: refused: %s; %d such so far",
+                      self._server, trouble, self._refusals)  # fmt: skip
 
     def end(self) -> None:
         """Nobody insists any more."""

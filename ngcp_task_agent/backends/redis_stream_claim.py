@@ -7,16 +7,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from .redis_stream_calls import Calls
+from ..errors import BackendError
+from .redis_stream_calls import Calls, Word
 from .redis_stream_keys import Keys
 from .redis_stream_scripts import DROP, PARK, SETTLE
 
 if TYPE_CHECKING:
     from .redis_stream_group import Group
 
+DROP_AT_ONCE = 500  # claims in one script
+
 log = logging.getLogger(__name__)
+
+
+class _Drop(NamedTuple):
+    claim: StreamClaim
+    failure: str
+    stood: asyncio.Future[str]
 
 
 class Place:
@@ -39,7 +48,7 @@ class Place:
         self.node = ""
         self.epoch = ""
         self.held: dict[str, StreamClaim] = {}
-        self._drops: list[tuple[StreamClaim, str, asyncio.Future[str]]] = []
+        self._drops: list[_Drop] = []
         self._dropping: set[asyncio.Task[None]] = set()
 
     async def settle(
@@ -75,7 +84,7 @@ class Place:
         # On a broadcast stream most requests are for others, and a burst of them is
         # passed over in one turn of the loop: one script, not hundreds.
         stood: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._drops.append((claim, failure, stood))
+        self._drops.append(_Drop(claim, failure, stood))
         if len(self._drops) == 1:
             task = asyncio.create_task(self._drop_all(), name="redis stream drops")
             self._dropping.add(task)
@@ -85,28 +94,23 @@ class Place:
     async def _drop_all(self) -> None:
         drops, self._drops = self._drops, []
         try:
-            await self._drop_these(drops)
-        except Exception as exc:
+            for start in range(0, len(drops), DROP_AT_ONCE):
+                await self._drop_these(drops[start : start + DROP_AT_ONCE])
+        except BackendError as exc:
             for _, _, stood in drops:
                 if not stood.done():
                     stood.set_exception(exc)
 
-    async def _drop_these(self, drops: list[tuple[StreamClaim, str, asyncio.Future[str]]]) -> None:
+    async def _drop_these(self, drops: list[_Drop]) -> None:
+        words: list[Word] = []
+        for claim, failure, _ in drops:
+            request = claim.request if failure else b""
+            words += [claim.id, claim.epoch, claim.token, failure, request, claim.attempt]
         keys = (self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead)
-        by_epoch: dict[str, list[tuple[StreamClaim, str, asyncio.Future[str]]]] = {}
-        for drop in drops:
-            by_epoch.setdefault(drop[0].epoch, []).append(drop)
-        for epoch, some in by_epoch.items():
-            words: list[str | bytes | int | float] = []
-            for claim, failure, _ in some:
-                request = claim.request if failure else b""
-                words += [claim.id, claim.token, failure, request, claim.attempt]
-            reply = await self.calls.insist(
-                DROP, keys, self.group, self.consumer, epoch, self.node, *words
-            )
-            for (_, _, stood), how in zip(some, reply, strict=True):
-                if not stood.done():
-                    stood.set_result(how.decode())
+        reply = await self.calls.insist(DROP, keys, self.group, self.consumer, self.node, *words)
+        for (_, _, stood), how in zip(drops, reply, strict=True):
+            if not stood.done():
+                stood.set_result(how.decode())
 
 
 class StreamClaim:

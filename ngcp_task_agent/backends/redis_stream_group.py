@@ -12,10 +12,12 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import NamedTuple
 
 from ..destination import Destination
+from ..errors import BackendError
 from ..interfaces import Delivery, Host
 from .redis_server import pause
 from .redis_stream_calls import REPLY_TIMEOUT, TROUBLES, Calls, Entry, entry_of
@@ -84,6 +86,7 @@ class Group:
         self._unheard = False  # whether something may have been read without our knowing
         self._next_join = self._next_take = self._next_trim = 0.0  # loop time
         self._malformed = 0
+        self._refusals: set[asyncio.Task[None]] = set()
 
     @cached_property
     def text(self) -> str:
@@ -126,20 +129,24 @@ class Group:
 
     async def renew(self) -> None:
         """Tell that we live; claims that somebody else has now are told so."""
-        ids = list(self.place.held)
+        claims = list(self.place.held.values())
         keys = (self.place.keys.stream, self.place.keys.epoch)
-        for start in range(0, len(ids), RENEW_AT_ONCE):
-            some = ids[start : start + RENEW_AT_ONCE]
+        for start in range(0, len(claims), RENEW_AT_ONCE):
+            some = {claim.id: claim for claim in claims[start : start + RENEW_AT_ONCE]}
+            words = [word for claim in some.values() for word in (claim.id, claim.epoch)]
             lost = await self._calls.call(
-                RENEW, keys, self.place.group, self.place.consumer, self.place.epoch, *some
+                RENEW, keys, self.place.group, self.place.consumer, *words
             )
             for id in lost:
-                claim = self.place.held.get(id.decode())
-                # One that was just given up, or taken anew, is not lost.
-                if claim is not None and id.decode() in some and not claim.ending:
-                    del self.place.held[claim.id]
-                    log.warning("redis: %s: %s is somebody else's now", self.text, claim.id)
-                    claim.on_lost()
+                self._lose(some[id.decode()])
+
+    def _lose(self, claim: StreamClaim) -> None:
+        # One that is just given up hears of it there; its id may be held anew by now.
+        if claim.ending or self.place.held.get(claim.id) is not claim:
+            return
+        del self.place.held[claim.id]
+        log.warning("redis: %s: %s is somebody else's now", self.text, claim.id)
+        claim.on_lost()
 
     async def sweep(self, leaves: bool = False) -> None:
         """Give back what was read without our knowing; go if nothing is held."""
@@ -221,7 +228,13 @@ class Group:
         if self._malformed & (self._malformed - 1) == 0:  # 1, 2, 4, 8, … lines in a flood
             log.warning("redis: %s: entry %s has no field 'request'; %d such so far",
                         self.text, claim.id, self._malformed)  # fmt: skip
-        self._dropping = asyncio.ensure_future(claim.drop("no field 'request'"))
+        task = asyncio.create_task(self._bury(claim), name="redis stream refusal")
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
+
+    async def _bury(self, claim: StreamClaim) -> None:
+        with suppress(BackendError):
+            await claim.drop("no field 'request'")
 
     def _note_look(self) -> None:
         self._waiting -= 1

@@ -65,6 +65,12 @@ local function less(a, b)
   return a_seq < b_seq
 end
 
+-- The next id; a seq that a double cannot hold gives the same one.
+local function after(id)
+  local ms, seq = split(id)
+  return seq < 1e15 and string.format('%.0f-%.0f', ms, seq + 1) or id
+end
+
 -- The greatest id below this one; a seq that a double cannot hold gives a lower one.
 local function before(id)
   local ms, seq = split(id)
@@ -225,13 +231,14 @@ local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 return {first[2] and math.max(first[2] - now, 0) or -1, taken}
 """)
 
-# Keys: stream, epoch. Arguments: group, consumer, epoch, ids. Returns: ids that are lost.
+# Keys: stream, epoch. Arguments: group, consumer, and for each claim: id, epoch.
+# Returns: ids that are lost.
 RENEW = Script("""
 local stream, epochs = unpack(KEYS)
-local group, me, epoch = unpack(ARGV)
+local group, me = ARGV[1], ARGV[2]
 local lost = {}
-for i = 4, #ARGV do
-  local id = ARGV[i]
+for i = 3, #ARGV, 2 do
+  local id, epoch = ARGV[i], ARGV[i + 1]
   local entry = pending(stream, group, id)
   if entry and entry[2] == me then
     redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
@@ -272,14 +279,14 @@ note(settled, token)
 return {how, wrong}
 """)
 
-# Keys: stream, epoch, settled, dead. Arguments: group, consumer, epoch, node, and for each
-# claim: id, token, failure, request, attempts. Returns: how each stood.
+# Keys: stream, epoch, settled, dead. Arguments: group, consumer, node, and for each
+# claim: id, epoch, token, failure, request, attempts. Returns: how each stood.
 DROP = Script("""
 local stream, epochs, settled, dead = unpack(KEYS)
-local group, me, epoch, node = unpack(ARGV)
+local group, me, node = unpack(ARGV, 1, 3)  -- Lua's stack could not take all of them
 local stood = {}
-for i = 5, #ARGV, 5 do
-  local id, token, failure, request, attempts = unpack(ARGV, i, i + 4)
+for i = 4, #ARGV, 6 do
+  local id, epoch, token, failure, request, attempts = unpack(ARGV, i, i + 5)
   local how = standing(stream, group, me, id, epochs, epoch, settled, token)
   if how == 'mine' or how == 'free' then
     if failure ~= '' then
@@ -324,7 +331,7 @@ return how
 # were heard of. Returns: how many went back.
 SWEEP = Script("""
 local stream, delayed = unpack(KEYS)
-local group, me, leaves = unpack(ARGV)
+local group, me, leaves = unpack(ARGV, 1, 3)
 if not group_of(stream, group) then return 0 end
 local heard, count, left = {}, 0, 0
 for i = 4, #ARGV do heard[ARGV[i]] = true end
@@ -378,9 +385,10 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   end
 end
 if floor then
+  local first = after(floor)
   local young = string.format('%.0f-0', math.max(now - longest, 0))
-  if longest > 0 and less(young, floor) then floor = young end
-  redis.call('XTRIM', stream, 'MINID', floor)
+  if longest > 0 and less(young, first) then first = young end
+  redis.call('XTRIM', stream, 'MINID', first)
   local added = fields(redis.call('XINFO', 'STREAM', stream))['entries-added']
   redis.call('HSET', epochs, 'trimmed', now, 'added', added)
 end

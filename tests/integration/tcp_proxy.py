@@ -37,6 +37,11 @@ class Proxy:
         for link in self._links:
             link.swallows = True
 
+    def deafen(self):
+        """From now on nothing comes back by the present connections."""
+        for link in self._links:
+            link.deaf = True
+
     async def _serve(self, reader, writer):
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         link = _Link((writer, there_writer))
@@ -49,11 +54,12 @@ class _Link:
     def __init__(self, writers):
         self.writers = writers
         self.swallows = False
+        self.deaf = False
 
     async def carry(self, reader, writer):
         try:
             while data := await reader.read(BUFFER):
-                if not self.swallows:
+                if not self.swallows and not (self.deaf and writer is self.writers[0]):
                     writer.write(data)
                     await writer.drain()
         except OSError:
