@@ -28,6 +28,7 @@ from .redis_server import RedisServer, pause
 
 PING_INTERVAL = 10.0  # seconds of silence until the server is asked
 PONG_TIMEOUT = 4.0  # seconds for its answer; with the interval less than 15
+STOP_TIMEOUT = 1.0  # seconds for an attempt to connect to end by itself
 CLOSE_TIMEOUT = 2.0  # seconds for the last responses to leave
 LARGE = 1024 * 1024  # bytes; a message beyond this is seldom and hardly a request
 ECHO = b"." * 2048  # see _Relief
@@ -59,6 +60,7 @@ class RedisBackend:
         )
         self._publishing: asyncio.Task[None] | None = None
         self._wanted: frozenset[str] = frozenset()
+        self._connecting: asyncio.Task[AbstractConnection] | None = None
         self._subscriber: AbstractConnection | None = None
         self._commands: set[asyncio.Task[None]] = set()
         self._asked: frozenset[str] = frozenset()  # channels of the present connection
@@ -114,6 +116,11 @@ class RedisBackend:
     async def stop(self) -> None:
         self._stopping = True
         self._connected = False
+        if self._connecting is not None:
+            # Cancelled amid a failing TLS handshake, uvloop complains of a lost exception.
+            await asyncio.wait((self._connecting,), timeout=STOP_TIMEOUT)
+        if self._connecting is not None:
+            self._connecting.cancel()
         if self._subscriber is not None:
             await self._subscriber.disconnect(nowait=True)
 
@@ -137,16 +144,30 @@ class RedisBackend:
 
     async def _subscribe(self) -> AbstractConnection:
         """Connect and ask for the channels; the answers are read among the messages."""
-        connection = self._server.connection()
-        self._subscriber = connection
+        self._subscriber = connection = await self._connect()
+        if self._stopping:
+            raise BackendError("stopped meanwhile")
         self._asked = self._wanted
         self._unconfirmed = len(self._asked)
-        async with asyncio.timeout(2 * PONG_TIMEOUT):
-            await connection.connect()  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(PONG_TIMEOUT):
             for channel in self._asked:
                 await connection.send_command("SUBSCRIBE", channel, check_health=False)
         self._heard = asyncio.get_running_loop().time()
         return connection
+
+    async def _connect(self) -> AbstractConnection:
+        """A connection; `stop` ends the attempt, and only that."""
+        connecting = asyncio.create_task(self._server.connect(), name="redis connect")
+        self._connecting = connecting
+        try:
+            await asyncio.wait((connecting,), timeout=2 * PONG_TIMEOUT)
+        finally:
+            connecting.cancel()
+            self._connecting = None
+        await asyncio.wait((connecting,))
+        if connecting.cancelled():
+            raise TimeoutError
+        return connecting.result()
 
     def _note_confirmation(self) -> None:
         """One more channel is answered; after the last one the backend is connected."""
@@ -156,7 +177,8 @@ class RedisBackend:
         self._connected = True
         self._trouble = ""
         channels = ", ".join(sorted(self._asked))
-        log.info("redis %s: connected, listening on %s", self._server, channels)
+        where = self._server.at(self._subscriber) if self._subscriber else self._server
+        log.info("redis %s: connected, listening on %s", where, channels)
         self.on_change()
         if self._asked != self._wanted:  # changed meanwhile
             self._command("SUBSCRIBE", self._wanted - self._asked)

@@ -43,9 +43,8 @@ class RedisLink:
             BackendError: The server is not reached.
         """
         try:
-            self._listening, self._publishing = self._server.connection(), self._server.connection()
-            await self._listening.connect()  # type: ignore[no-untyped-call]
-            await self._publishing.connect()  # type: ignore[no-untyped-call]
+            self._listening = await self._server.connect()
+            self._publishing = await self._server.connect()
         except (RedisError, OSError, TimeoutError) as exc:
             await self.close()
             raise self._error(exc) from exc

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendError
-from .redis_server import RedisServer, pause
+from .redis_server import ELSEWHERE, RedisServer, pause
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 1024 * 1024
@@ -120,9 +120,7 @@ class Publisher:
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 if connection is None:
-                    connection = self._server.connection()
-                    await connection.connect()  # type: ignore[no-untyped-call]
-                    self._connection = connection
+                    connection = self._connection = await self._server.connect()
                 commands = [("PUBLISH", m.channel, m.payload) for m in self._batch]
                 await connection.send_packed_command(
                     connection.pack_commands(commands), check_health=False
@@ -186,7 +184,7 @@ class Publisher:
 async def _accepted(connection: AbstractConnection) -> bool:
     try:
         await connection.read_response()
-    except RedisConnectionError:
+    except (RedisConnectionError, *ELSEWHERE):
         raise
     except ResponseError as exc:
         log.debug("redis: PUBLISH refused: %s", exc)
