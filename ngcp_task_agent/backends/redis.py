@@ -24,7 +24,8 @@ from ..errors import BackendError
 from ..interfaces import BackendState, Delivery, Host
 from ..options import Options
 from .redis_publisher import Publisher
-from .redis_server import RedisServer, pause
+from .redis_server import ELSEWHERE, RedisServer, pause
+from .redis_topology import slot_of, tag_of
 
 PING_INTERVAL = 10.0  # seconds of silence until the server is asked
 PONG_TIMEOUT = 4.0  # seconds for its answer; with the interval less than 15
@@ -42,6 +43,9 @@ class RedisBackend:
 
     - ``control_channel``: a channel on which the agent's own tasks are reached, too;
       default `CONTROL_CHANNEL` where no task names a channel
+    - ``sharded``: of a cluster; requests are published by SPUBLISH and read at the node
+      that has the slot of their channel, and responses leave by SPUBLISH. All control
+      channels have the slot of ``control_channel``, default `CONTROL_CHANNEL`
     - ``response_queue``: responses that wait while the server is away, default 10000
     - ``response_queue_size``: their size together, default 64 MiB
 
@@ -53,6 +57,7 @@ class RedisBackend:
     def __init__(self, options: Options) -> None:
         self._server = RedisServer(options)
         self._own_channel = options.text("control_channel")
+        self._sharded = "S" if self._server.sharded else ""  # SSUBSCRIBE, ssubscribe, smessage
         self._publisher = Publisher(
             self._server,
             options.integer("response_queue", 10_000, minimum=1),
@@ -75,7 +80,17 @@ class RedisBackend:
         self.host: Host | None = None
 
     def subscription(self, options: Options) -> str:
-        return options.text("control_channel", CONTROL_CHANNEL)
+        anchor = self._own_channel or CONTROL_CHANNEL
+        if not self._sharded:
+            return options.text("control_channel", CONTROL_CHANNEL)
+        channel = options.text("control_channel", anchor)
+        if slot_of(channel) != slot_of(anchor):
+            options.problem(
+                "control_channel",
+                f"{channel!r}, in another slot than {anchor!r}; the backend is sharded",
+                f"a name that begins with '{{{tag_of(anchor)}}}'",
+            )
+        return channel
 
     async def open(self) -> None:
         """Needs nothing: a server that is not there yet is waited for."""
@@ -86,8 +101,8 @@ class RedisBackend:
         added, removed = wanted - self._wanted, self._wanted - wanted
         self._wanted = frozenset(wanted)
         if self._subscriber is not None and self._connected:
-            self._command("SUBSCRIBE", added)
-            self._command("UNSUBSCRIBE", removed)
+            self._command(self._sharded + "SUBSCRIBE", added)
+            self._command(self._sharded + "UNSUBSCRIBE", removed)
 
     async def receive(self) -> AsyncIterator[Delivery]:
         self._publishing = asyncio.create_task(self._publisher.run(), name="redis publisher")
@@ -151,13 +166,16 @@ class RedisBackend:
         self._unconfirmed = len(self._asked)
         async with asyncio.timeout(PONG_TIMEOUT):
             for channel in self._asked:
-                await connection.send_command("SUBSCRIBE", channel, check_health=False)
+                await connection.send_command(
+                    self._sharded + "SUBSCRIBE", channel, check_health=False
+                )
         self._heard = asyncio.get_running_loop().time()
         return connection
 
     async def _connect(self) -> AbstractConnection:
         """A connection; `stop` ends the attempt, and only that."""
-        connecting = asyncio.create_task(self._server.connect(), name="redis connect")
+        where = min(self._wanted) if self._sharded else ""
+        connecting = asyncio.create_task(self._server.connect(where), name="redis connect")
         self._connecting = connecting
         try:
             await asyncio.wait((connecting,), timeout=2 * PONG_TIMEOUT)
@@ -181,8 +199,8 @@ class RedisBackend:
         log.info("redis %s: connected, listening on %s", where, channels)
         self.on_change()
         if self._asked != self._wanted:  # changed meanwhile
-            self._command("SUBSCRIBE", self._wanted - self._asked)
-            self._command("UNSUBSCRIBE", self._asked - self._wanted)
+            self._command(self._sharded + "SUBSCRIBE", self._wanted - self._asked)
+            self._command(self._sharded + "UNSUBSCRIBE", self._asked - self._wanted)
 
     def _note_refusal(self, exc: ResponseError) -> None:
         # This channel is not for us; the others are.
@@ -198,18 +216,25 @@ class RedisBackend:
             while True:
                 try:
                     message = await connection.read_response(disconnect_on_error=False)
+                except ELSEWHERE as exc:
+                    self._server.follow(exc, connection)
+                    raise
                 except ResponseError as exc:
                     self._note_refusal(exc)
                     continue
                 self._heard = now()
-                if message[0] == b"message":
+                if message[0] in (b"message", b"smessage"):
                     yield Delivery(message[2], message[1].decode("utf-8", "replace"), local)
                     relief.alone = False
                     if len(message[2]) > LARGE:
                         relief.needed = True
                         await connection.send_command("PING", ECHO, check_health=False)
-                elif message[0] == b"subscribe":
+                elif message[0] in (b"subscribe", b"ssubscribe"):
                     self._note_confirmation()
+                elif message[0] == b"sunsubscribe" and message[1].decode() in self._wanted:
+                    moved = RedisConnectionError("the slot of the control channels has moved")
+                    self._server.follow(moved, connection)
+                    raise moved
                 elif message[0] == b"pong":
                     self._pong.set()
                     if relief.needed:

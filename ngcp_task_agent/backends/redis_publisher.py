@@ -14,6 +14,8 @@ from collections import deque
 from contextlib import suppress
 from typing import NamedTuple
 
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
@@ -59,6 +61,7 @@ class Publisher:
         self._wakeup: asyncio.Future[None] | None = None
         self._flushers: list[tuple[int, asyncio.Future[None]]] = []
         self._connection: AbstractConnection | None = None
+        self._shards: Redis | RedisCluster | None = None  # of a cluster whose channels are sharded
         self.dropped = 0
 
     @property
@@ -109,6 +112,10 @@ class Publisher:
 
     async def disconnect(self) -> None:
         """Drop the connection; the next message makes a new one."""
+        shards, self._shards = self._shards, None
+        if shards is not None:
+            with suppress(RedisError, OSError, TimeoutError):
+                await shards.aclose()
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(RedisError, OSError, TimeoutError):
@@ -116,6 +123,34 @@ class Publisher:
 
     async def _send(self) -> None:
         """Publish the batch; what the server has confirmed is taken out of it."""
+        if self._server.sharded:
+            await self._send_to_shards()
+        else:
+            await self._send_to_server()
+
+    async def _send_to_shards(self) -> None:
+        """Each to the node that has its slot; the order of each channel is kept."""
+        if self._shards is None:
+            self._shards = self._server.commands(REPLY_TIMEOUT)
+        pipeline = self._shards.pipeline(transaction=False)
+        for message in self._batch:
+            pipeline.execute_command("SPUBLISH", message.channel, message.payload)
+        async with asyncio.timeout(REPLY_TIMEOUT):
+            replies = await pipeline.execute(raise_on_error=False)
+        unsent: list[tuple[_Message, Exception]] = []
+        for message, reply in zip(self._batch, replies, strict=True):
+            refused = isinstance(reply, ResponseError) and not isinstance(reply, ELSEWHERE)
+            if isinstance(reply, Exception) and not refused:
+                unsent.append((message, reply))
+            elif refused:
+                self._drop(message, "refused by the server")
+            else:
+                self._settle(1)
+        self._batch = deque(message for message, _ in unsent)
+        if unsent:
+            raise unsent[0][1]
+
+    async def _send_to_server(self) -> None:
         connection = self._connection
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):

@@ -82,7 +82,11 @@ class RedisServer:
     Instead of one address: ``sentinels`` (a list of ``HOST:PORT``) and ``master``, the
     name they know it by, with ``sentinel_username`` and ``sentinel_password`` or
     ``sentinel_password_file`` where the sentinels want a login of their own; or
-    ``cluster``, a list of some of its nodes. TLS is the same for all of them.
+    ``cluster``, a list of some of its nodes, and ``sharded``, see `RedisBackend`. TLS is
+    the same for all of them.
+
+    Attributes:
+        sharded: Whether channels live where their slot is; only a cluster's do.
     """
 
     def __init__(self, options: Options) -> None:
@@ -100,6 +104,9 @@ class RedisServer:
         self._read_login(options)
         self._read_tls(options)
         self._several = self._read_topology(options)
+        self.sharded = options.flag("sharded")
+        if self.sharded and not self.is_cluster:
+            options.problem("sharded", "it without cluster", "cluster: a list of HOST:PORT")
         self._kwargs["client_name"] = options.text("client_name", CLIENT_NAME)
         if re.search(r"\s", self._kwargs["client_name"]):
             options.problem("client_name", repr(self._kwargs["client_name"]), "no blanks")

@@ -62,6 +62,16 @@ def slot_of(channel: str) -> int:
     return key_slot(channel.encode())
 
 
+def tag_of(channel: str) -> str:
+    """What is hashed of it: a name that begins with this in braces has the same slot.
+
+    >>> tag_of("foo"), tag_of("{foo}.bar"), tag_of("{}foo")
+    ('foo', 'foo', '{}foo')
+    """
+    match = re.search(r"\{([^}]*)\}", channel)
+    return match[1] if match and match[1] else channel
+
+
 class Sentinels:
     """A master that others watch, and replace when it fails.
 
@@ -150,6 +160,8 @@ class Cluster:
         """
         trouble: Exception = RedisConnectionError("no node is known")
         spare: AbstractConnection | None = None
+        if not self._learned and slot is None:
+            await self._learn(dial)
         try:
             for address in self._candidates():
                 try:
@@ -173,6 +185,14 @@ class Cluster:
         if spare is None:
             raise trouble
         return spare
+
+    async def _learn(self, dial: Dial) -> None:
+        """Ask a seed for the others, or the whole fleet would stay at the seeds."""
+        for address in self._candidates():
+            with suppress(RedisError, OSError, TimeoutError):
+                connection, *_ = await self._look(dial, address)
+                await hang_up(connection)
+                return
 
     def _candidates(self) -> list[Address]:
         """All nodes, in an order that spreads the fleet over them."""

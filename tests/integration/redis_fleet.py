@@ -10,6 +10,8 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
+from ngcp_task_agent.backends.redis_topology import slot_of
+
 from .redis_server import START, STOP, free_port, missing
 from .waiting import until
 
@@ -178,6 +180,9 @@ class Nodes:
         await self._introduce()
         for master, replica in zip(self.masters, self.replicas, strict=True):
             await until(lambda m=master, r=replica: self._follows(r, m), START, "replicas")
+        # A replica that has never got a byte is not yet told to clients.
+        for key in "abcdef":
+            await until(lambda k=key: self._written(k), START, "the slots are served")
         for server in self.servers:
             await until(lambda s=server: self._whole(s), START, "the cluster is whole")
 
@@ -199,17 +204,18 @@ class Nodes:
         except redis.exceptions.ResponseError:  # does not know it as a master yet
             return False
 
+    async def _written(self, key):
+        try:
+            return await self.owner(slot_of(key)).call("SET", key, "x")
+        except redis.exceptions.ClusterDownError:
+            return False
+
     async def _whole(self, server):
         info = _info(await server.call("CLUSTER", "INFO"))
-        slots = await server.call("CLUSTER", "SLOTS")
-        members = len(set(slots)) if isinstance(slots, dict) else len(slots)
-        role = (await server.call("ROLE"))[0]
-        synced = server in self.masters or b"slave" in (role, str(role).encode())
-        return info["cluster_state"] == "ok" and members == 3 and synced
-
-    async def publish(self, server, channel, payload):
-        """PUBLISH at one node."""
-        return await server.call("PUBLISH", channel, payload)
+        async with redis.asyncio.Redis(**server.kwargs) as client:
+            client.response_callbacks.clear()
+            ranges = await client.execute_command("CLUSTER", "SLOTS")
+        return info["cluster_state"] == "ok" and sum(len(one) - 2 for one in ranges) == 6
 
     def owner(self, slot):
         """The master that was given *slot* at the start."""
