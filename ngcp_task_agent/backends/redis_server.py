@@ -34,6 +34,7 @@ from redis.exceptions import (
     RedisError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..options import Options
 from .redis_topology import (
@@ -53,6 +54,13 @@ REPLY_TIMEOUT = 10.0  # seconds for the answer to a command
 # Replies that say: not here, not now. Another server is to be asked.
 ELSEWHERE = (MovedError, AskError, ClusterDownError, ReadOnlyError, TryAgainError)
 _SENTINEL_LOGIN = ("sentinel_username", "sentinel_password", "sentinel_password_file")
+_TLS_FILES = {
+    "ssl_ca_certs": "tls_ca_file",
+    "ssl_certfile": "tls_cert_file",
+    "ssl_keyfile": "tls_key_file",
+}
+# What a server says, or does, that does not like our certificate or misses one.
+_UNWELCOME = re.compile("ALERT_.*(CERT|UNKNOWN_CA)|closed by server|reset by peer|roken pipe")
 _BACKOFF = FullJitterBackoff(cap=3.0, base=0.1)  # seconds
 _KEEPALIVE = {
     socket.TCP_KEEPIDLE: 30,  # seconds
@@ -279,11 +287,7 @@ class RedisServer:
 
     def _read_tls(self, options: Options) -> None:
         wanted = options.flag("tls") or options.flag("ssl")
-        files = {
-            "ssl_ca_certs": options.text("tls_ca_file"),
-            "ssl_certfile": options.text("tls_cert_file"),
-            "ssl_keyfile": options.text("tls_key_file"),
-        }
+        files = {key: options.text(name) for key, name in _TLS_FILES.items()}
         verify = options.flag("tls_verify", True)
         if wanted and self._kind is Connection:
             self._kind = SSLConnection
@@ -293,8 +297,9 @@ class RedisServer:
             if path:
                 self._kwargs[key] = os.path.join(options.base, path)
                 if not os.access(self._kwargs[key], os.R_OK):
-                    where = key.replace("ssl_", "tls_").replace("certs", "file")
-                    options.problem(where, f"no readable {path}", "a PEM file")
+                    options.problem(_TLS_FILES[key], f"no readable {path}", "a PEM file")
+        if files["ssl_keyfile"] and not files["ssl_certfile"]:
+            options.problem("tls_cert_file", "nothing", "the certificate of tls_key_file")
         if not verify:
             self._kwargs |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         elif "ssl_cert_reqs" not in self._kwargs:
@@ -337,5 +342,7 @@ async def _opened(connection: AbstractConnection) -> AbstractConnection:
         await hang_up(connection)
         if isinstance(exc.__cause__, AuthenticationError):
             raise exc.__cause__ from None  # on a UNIX socket the library hides what it is
+        if isinstance(connection, SSLConnection) and _UNWELCOME.search(str(exc)):
+            raise RedisConnectionError(f"{exc}; does the server know our tls_cert_file?") from exc
         raise
     return connection

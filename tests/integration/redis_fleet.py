@@ -52,7 +52,9 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def start(self, *words):
-        words = words or ("--port", self.port, "--save", "", "--appendonly", "no")
+        port = ("--port", "0", "--tls-port") if "ssl" in self.kwargs else ("--port",)
+        if "--sentinel" not in words:
+            words = (*port, self.port, "--save", "", *words)
         first, *settings = self._words
         with (self.place / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -94,26 +96,29 @@ class Watched:
 
     NAME = "bus"
 
-    def __init__(self, binary, place, *settings, sentinel=(), kwargs=None):
+    def __init__(self, binary, place, *settings, kwargs=None):
         own = kwargs or {}
+        pairs = zip(settings[::2], settings[1::2], strict=True)
         self.master = Server(binary, place, *settings, **own)
         self.replica = Server(binary, place, *settings, **own)
         self.sentinels = [Server(binary, place, **own) for _ in range(3)]
-        self._sentinel_settings = sentinel
+        tls = [f"{key[2:]} {value}" for key, value in pairs if key.startswith("--tls-")]
+        self._sentinel_settings = tls
         self.options = {"sentinels": list(map(str, self.sentinels)), "master": self.NAME}
 
     async def start(self):
         self.master.start()
-        self.replica.start("--port", self.replica.port, "--save", "", "--replicaof", "127.0.0.1",
-                           self.master.port, "--repl-diskless-sync-delay", "0")  # fmt: skip
+        self.replica.start("--replicaof", "127.0.0.1", self.master.port,
+                           "--repl-diskless-sync-delay", "0")  # fmt: skip
         for server in (self.master, self.replica):
             await server.ready()
         # Sentinels ask for replicas every 10 s: the first time it has to be there.
         await until(self._followed, START, "the replica follows")
+        tls = bool(self._sentinel_settings)
         for sentinel in self.sentinels:
             path = sentinel.place / "sentinel.conf"
             path.write_text("\n".join((
-                f"port {sentinel.port}",
+                f"tls-port {sentinel.port}\nport 0" if tls else f"port {sentinel.port}",
                 f"sentinel monitor {self.NAME} 127.0.0.1 {self.master.port} 2",
                 f"sentinel down-after-milliseconds {self.NAME} {DOWN_AFTER}",
                 f"sentinel failover-timeout {self.NAME} 4000",
@@ -169,7 +174,7 @@ class Nodes:
 
     async def start(self):
         for server in self.servers:
-            server.start("--port", server.port, "--save", "", "--cluster-port", free_port())
+            server.start("--cluster-port", free_port())
         for number, server in enumerate(self.servers):
             await server.ready()
             self.ids[server] = (await server.call("CLUSTER", "MYID")).decode()

@@ -2,9 +2,16 @@
 
 import pytest
 
+from ngcp_task_agent.backends.redis_server import RedisServer
+from ngcp_task_agent.options import Options
+
+from .backends import CONTROL, connected, disconnected, receiving, redis_backend
 from .certificates import Authority
+from .jobs import made
 from .reaching import refused, warnings, works
+from .redis_fleet import Watched, running
 from .redis_server import free_port, missing
+from .waiting import until
 
 pytestmark = pytest.mark.redis
 
@@ -97,6 +104,72 @@ async def test_the_agent_s_own_certificate(tls, authority):
         server, host="127.0.0.1", port=port, tls=True, tls_ca_file=authority.cert,
         tls_cert_file=own.cert, tls_key_file=own.key,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another authority's"])
+async def test_a_server_that_asks_for_a_certificate_refuses_without_ours(
+    tls, authority, tmp_path, caplog, whose
+):
+    """Said once, in words that lead to the certificate."""
+    _, port = tls("--tls-auth-clients", "yes")
+    own = {}
+    if whose != "nobody's":
+        pair = Authority(tmp_path, "other").issue("agent", "DNS:agent.example")
+        own = {"tls_cert_file": pair.cert, "tls_key_file": pair.key}
+
+    await refused(host="127.0.0.1", port=port, tls=True, tls_ca_file=authority.cert, **own)
+
+    [line] = warnings(caplog)
+    assert "tls_cert_file" in line
+    assert "not reached" in line
+
+
+def test_a_key_without_its_certificate_is_a_mistake(authority):
+    """Found when the file is loaded; the other way round, one file may hold both."""
+    own = authority.issue("alone", "DNS:agent.example")
+    options = Options({"tls": True, "tls_key_file": own.key}, "backends/redis.yml")
+
+    RedisServer(options)
+
+    assert [problem.key for problem in options.problems] == ["tls_cert_file"]
+
+
+@pytest.mark.parametrize("key", ["tls_ca_file", "tls_cert_file", "tls_key_file"])
+def test_a_file_that_cannot_be_read_is_named_by_its_key(authority, key):
+    """As it stands in the file, and not as a library calls it."""
+    own = authority.issue("named", "DNS:agent.example")
+    right = {"tls_ca_file": authority.cert, "tls_cert_file": own.cert, "tls_key_file": own.key}
+    options = Options({"tls": True, **right, key: "/nonexistent.pem"}, "backends/redis.yml")
+
+    RedisServer(options)
+
+    assert [problem.key for problem in options.problems] == [key]
+
+
+async def test_sentinels_by_tls_with_certificates(authority, certificate, place, tls):
+    """The same keys for all of them: sentinels, the master, and the next master."""
+    tls()  # skips where the server has no TLS
+    own = authority.issue("fleet", "DNS:agent.example")
+    words = ["--tls-ca-cert-file", authority.cert, "--tls-cert-file", certificate.cert,
+             "--tls-key-file", certificate.key, "--tls-replication", "yes"]  # fmt: skip
+    login = {"ssl": True, "ssl_ca_certs": authority.cert, "ssl_certfile": own.cert,
+             "ssl_keyfile": own.key}  # fmt: skip
+    fleet = Watched("redis-server", place, *words, kwargs=login)
+    options = {**fleet.options, "tls": True, "tls_ca_file": authority.cert,
+               "tls_cert_file": own.cert, "tls_key_file": own.key}  # fmt: skip
+
+    async with running(fleet):
+        backend = redis_backend(**options)
+        async with receiving(backend) as received:
+            await connected(backend)
+            fleet.master.kill()
+            await disconnected(backend)
+            await connected(backend, 10)
+            await fleet.replica.call("PUBLISH", CONTROL, b"x")
+            await until(lambda: received)
+            client = made(RedisServer, options).commands()
+            assert await client.set("key", b"x")
+            await client.aclose()
 
 
 async def test_a_plain_connection_to_a_tls_port_is_reported(tls, caplog):
