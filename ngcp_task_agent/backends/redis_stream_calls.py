@@ -161,7 +161,7 @@ class Calls:
         if self._client is None:
             if self._closed:
                 raise BackendError("closed")
-            self._client = self._server.commands()
+            self._client = self._server.commands(None)  # reads block; limits are set here
         client = self._client
         limit = None if words[0] == "XREADGROUP" else REPLY_TIMEOUT
         try:
