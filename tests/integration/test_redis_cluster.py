@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -18,6 +19,7 @@ from .waiting import until
 
 pytestmark = pytest.mark.redis
 
+RULES = Path(__file__).parents[2] / "etc" / "redis"
 BACK = 10.0  # seconds within which an agent has to be back after its node has died
 OTHER = f"{{{CONTROL_CHANNEL}}}.other"  # has the same slot
 FAR = ["a", "b", "c", "d", "e", "f"]  # channels whose slots are on all three masters
@@ -155,6 +157,26 @@ async def test_sharded_channels_outlive_their_master(place):
             assert await link.publish(CONTROL_CHANNEL, b"request") == 1
             await until(lambda: received)
             backend.deliver("fb", b"response")
+            assert await asyncio.wait_for(link.receive(), 5) == b"response"
+            await link.close()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+async def test_the_shipped_rules_suffice(place, sharded):
+    """An agent and a client, each with its own login."""
+    rules = place / "users.acl"
+    rules.write_text("".join((RULES / name).read_text() for name in ("agent.acl", "client.acl")))
+    async with running(Nodes("redis-server", place, "--aclfile", rules)) as fleet:
+        login = {**fleet.options, "sharded": sharded, "password": "CHANGE-ME"}
+        backend = redis_backend(**login, username="ngcp-task-agent")
+        link = RedisLink({**login, "username": "ngcp-task-client"})
+        async with receiving(backend, CONTROL_CHANNEL) as received:
+            await connected(backend)
+            await link.open()
+            await link.subscribe("ngcp-task-1-feedback")
+            await link.publish(CONTROL_CHANNEL, b"request")
+            await until(lambda: received)
+            backend.deliver("ngcp-task-1-feedback", b"response")
             assert await asyncio.wait_for(link.receive(), 5) == b"response"
             await link.close()
 
