@@ -21,7 +21,7 @@ from .redis_publisher import Publisher
 from .redis_server import RedisServer, pause
 from .redis_stream_calls import TROUBLES, Calls
 from .redis_stream_group import STUCK, Group, Terms
-from .redis_stream_keys import Subscription
+from .redis_stream_keys import SUBSCRIPTION, Subscription
 
 RENEW_EVERY = 2.5  # seconds between two signs of life; a lease is four of them
 CLOSE_TIMEOUT = 2.0  # seconds for the last responses to leave
@@ -41,6 +41,7 @@ class RedisStreamBackend:
 
     A task's ``backend_options``: ``control_stream``; ``delivery``, ``broadcast`` (the
     default) or ``anycast``; for the latter ``pool`` and ``members``, which nodes join.
+    In the backend's own file they are the defaults for tasks that name none of them.
     """
 
     shared = True
@@ -54,6 +55,10 @@ class RedisStreamBackend:
             options.integer("response_queue", 10_000, minimum=1),
             options.size("response_queue_size", 64 * 1024 * 1024),
         )
+        self._default = {key: options.fields[key] for key in SUBSCRIPTION if key in options}
+        options.mark(*SUBSCRIPTION)
+        if self._default:
+            Subscription.read(options)  # mistakes are told here, once
         self._calls = Calls(self._server)
         self._calls.on_change = lambda: self.on_change()
         self._wanted: frozenset[str] = frozenset()
@@ -70,6 +75,8 @@ class RedisStreamBackend:
         self.host: Host | None = None
 
     def subscription(self, options: Options) -> str:
+        if not any(key in options for key in SUBSCRIPTION):
+            options.fields = {**self._default, **options.fields}
         return str(Subscription.read(options))
 
     async def open(self) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BackendError
 from .redis_stream_calls import Calls, Word
 from .redis_stream_keys import Keys
-from .redis_stream_scripts import DROP, PARK, SETTLE
+from .redis_stream_scripts import DROP, KEEP_RESPONSE, PARK, RENEW, SETTLE
 
 if TYPE_CHECKING:
     from .redis_stream_group import Group
@@ -48,8 +49,21 @@ class Place:
         self.node = ""
         self.epoch = ""
         self.held: dict[str, StreamClaim] = {}
+        self._ended = asyncio.Event()
         self._drops: list[_Drop] = []
         self._dropping: set[asyncio.Task[None]] = set()
+
+    def let_go(self, claim: StreamClaim) -> None:
+        """*claim* is held no more, and leaves room for another."""
+        if self.held.get(claim.id) is claim:
+            del self.held[claim.id]
+        self._ended.set()
+
+    async def wait_for_room(self, seconds: float) -> None:
+        """Wait until something that was held has ended, or *seconds* at most."""
+        self._ended.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
 
     async def settle(
         self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
@@ -57,8 +71,15 @@ class Place:
         """Answer and acknowledge; how the claim stood."""
         keys = [self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead]
         if stream and self.calls.elsewhere(stream, self.keys.stream):
-            log.warning("redis: feedback stream %.80r is in another slot than %s; not written",
-                        stream, self.keys.stream)  # fmt: skip
+            # Of a cluster, and not in one step: rather kept twice, in a narrow moment,
+            # than not at all. A key with the control stream's hash tag is kept once.
+            stands = (self.keys.stream, self.keys.epoch)
+            if await self.calls.insist(RENEW, stands, self.group, self.consumer, claim.id,
+                                       claim.epoch):  # fmt: skip
+                return "lost"
+            wrong = await self.calls.insist(KEEP_RESPONSE, [stream], payload)
+            if wrong:
+                log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
         elif stream:
             keys.append(stream)
         how, wrong = await self.calls.insist(
@@ -190,5 +211,5 @@ class _Ending:
 
     async def __aexit__(self, *_: object) -> None:
         self._claim.ending = False
-        if self.how and self._place.held.get(self._claim.id) is self._claim:
-            del self._place.held[self._claim.id]
+        if self.how:
+            self._place.let_go(self._claim)

@@ -29,7 +29,7 @@ LEASE = 10.0  # seconds without a sign of life until others take over
 BATCH = 64  # requests read at once
 BLOCK = 3.0  # seconds to wait for an entry; as often it is looked what can be taken over
 BLOCK_BUSY = 1.0  # the same while something is held, which may be due again
-NO_ROOM = 0.5  # seconds until it is asked again
+NO_ROOM = 0.5  # seconds until it is asked again, if nothing of ours ends before
 NO_MEMBER = 1.0  # seconds until it is asked again
 JOIN_EVERY = 30.0  # seconds between two signs of life of the group
 TRIM_EVERY = 10.0  # seconds
@@ -144,7 +144,7 @@ class Group:
         # One that is just given up hears of it there; its id may be held anew by now.
         if claim.ending or self.place.held.get(claim.id) is not claim:
             return
-        del self.place.held[claim.id]
+        self.place.let_go(claim)
         log.warning("redis: %s: %s is somebody else's now", self.text, claim.id)
         claim.on_lost()
 
@@ -171,7 +171,7 @@ class Group:
             await self._trim()
         room = min(self._host.room(self.text), BATCH)
         if room <= 0:
-            await asyncio.sleep(NO_ROOM)
+            await self.place.wait_for_room(NO_ROOM)
             return
         if now >= self._next_take:
             await self._take(room)

@@ -29,6 +29,7 @@ from ..destination import Destination
 from ..errors import MessageError
 from ..options import Options
 
+SUBSCRIPTION = ("control_stream", "delivery", "pool", "members")  # a task's keys
 CONTROL_STREAM = "ngcp-task-agent-stream"
 PARKED = "-delayed"  # a consumer's name that no agent has
 KEEP = 30 * 86400  # seconds, more than any group is expected to rest

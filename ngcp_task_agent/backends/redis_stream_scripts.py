@@ -279,6 +279,17 @@ note(settled, token)
 return {how, wrong}
 """)
 
+# Keys: the feedback stream, which is in a slot of its own. Arguments: payload.
+# Returns: what is wrong with it, or ''.
+KEEP_RESPONSE = Script("""
+local entry, wrong = append(KEYS[1], FEEDBACK_ENTRIES, 'response', ARGV[1])
+if entry then
+  redis.call('EXPIRE', KEYS[1], FEEDBACK_EXPIRY)
+  redis.call('PUBLISH', KEYS[1], entry)
+end
+return wrong
+""")
+
 # Keys: stream, epoch, settled, dead. Arguments: group, consumer, node, and for each
 # claim: id, epoch, token, failure, request, attempts. Returns: how each stood.
 DROP = Script("""

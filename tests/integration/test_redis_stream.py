@@ -449,6 +449,17 @@ def test_a_subscription_tells_all_that_matters(fields, text):
     assert options.problems == options.unknown() == []
 
 
+def test_the_backends_file_may_say_it_for_all_tasks():
+    """A task that names anything of it says all of it."""
+    common = {"control_stream": "work", "delivery": "anycast", "pool": "dns"}
+    options = Options(common, "backends/redis_stream.yml")
+    backend = RedisStreamBackend(options)
+
+    assert options.problems == options.unknown() == []
+    assert backend.subscription(Options({}, "tasks/a.yml")) == "pool:dns work"
+    assert backend.subscription(Options({"control_stream": "other"}, "tasks/b.yml")) == "other"
+
+
 @pytest.mark.parametrize(
     ("fields", "key", "says"),
     [
