@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -120,16 +120,29 @@ class Sentinels:
 
 
 class _Sentinel(Sentinel):
-    """Keeps no connections between two questions: they may lie days apart."""
+    """Keeps no connections between two questions: they may lie days apart.
+
+    The library's own way of asking says what went wrong with all its arguments, of which
+    one is the password.
+    """
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        try:
-            found: tuple[str, int] = await super().discover_master(service_name)
-            return found
-        finally:
-            for watcher in self.sentinels:
+        said = []
+        for watcher in self.sentinels:
+            where = watcher.connection_pool.connection_kwargs
+            try:
+                masters: Any = await watcher.sentinel_masters()
+                state = masters.get(service_name)
+                if state and self.check_master_state(state, service_name):
+                    return state["ip"], state["port"]
+                why = "knows none that is up" if state else "does not know it"
+            except (RedisError, OSError, TimeoutError) as exc:
+                why = " ".join(str(exc).split()) or "no answer in time"
+            finally:
                 with suppress(RedisError, OSError, TimeoutError):
                     await watcher.connection_pool.disconnect()
+            said.append(f"{Address(where['host'], where['port'])}: {why}")
+        raise MasterNotFoundError(f"no master {service_name!r} found; {'; '.join(said)}")
 
 
 class Cluster:

@@ -102,7 +102,8 @@ def _server(fields: Mapping[str, Any], directory: str) -> dict[str, Any]:
     """The agent's server, as a client reaches it."""
     inner = fields.get("backend_options") or fields.get("options") or {}
     server = {k: v for k, v in {**fields, **inner}.items() if k != "client_name"}
-    for key in ("password_file", "tls_ca_file", "tls_cert_file", "tls_key_file"):
+    for key in ("password_file", "sentinel_password_file",
+                "tls_ca_file", "tls_cert_file", "tls_key_file"):  # fmt: skip
         if isinstance(server.get(key), str) and not server[key].startswith("$"):
             server[key] = os.path.join(os.path.abspath(directory), server[key])
     return server

@@ -103,7 +103,12 @@ class Watched:
         self.replica = Server(binary, place, *settings, **own)
         self.sentinels = [Server(binary, place, **own) for _ in range(3)]
         tls = [f"{key[2:]} {value}" for key, value in pairs if key.startswith("--tls-")]
+        self._tls = bool(tls)
         self._sentinel_settings = tls
+        if "password" in own:
+            word = own["password"]
+            lines = ("requirepass", f"sentinel auth-pass {self.NAME}", "sentinel sentinel-pass")
+            self._sentinel_settings += [f"{line} {word}" for line in lines]
         self.options = {"sentinels": list(map(str, self.sentinels)), "master": self.NAME}
 
     async def start(self):
@@ -114,11 +119,10 @@ class Watched:
             await server.ready()
         # Sentinels ask for replicas every 10 s: the first time it has to be there.
         await until(self._followed, START, "the replica follows")
-        tls = bool(self._sentinel_settings)
         for sentinel in self.sentinels:
             path = sentinel.place / "sentinel.conf"
             path.write_text("\n".join((
-                f"tls-port {sentinel.port}\nport 0" if tls else f"port {sentinel.port}",
+                f"tls-port {sentinel.port}\nport 0" if self._tls else f"port {sentinel.port}",
                 f"sentinel monitor {self.NAME} 127.0.0.1 {self.master.port} 2",
                 f"sentinel down-after-milliseconds {self.NAME} {DOWN_AFTER}",
                 f"sentinel failover-timeout {self.NAME} 4000",

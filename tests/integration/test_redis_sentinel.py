@@ -121,7 +121,7 @@ async def test_one_sentinel_is_enough_and_a_replica_is_not(place, caplog):
         async with receiving(backend):
             await until(attempted(backend), 10)
             assert not backend.state().connected
-            assert any("no master" in line or "No master" in line for line in warnings(caplog))
+            assert any("is a slave, no master" in line for line in warnings(caplog))
             await fleet.replica.call("REPLICAOF", "NO", "ONE")
             await connected(backend, BACK)
 
@@ -172,6 +172,27 @@ async def test_a_client_asks_by_sentinels_too(place):
             await link.close()
 
 
+async def test_sentinels_with_a_login_of_their_own(place, caplog):
+    """Without it, said so; with it, from a file as well."""
+    words = ("--requirepass", "secret", "--masterauth", "secret")
+    place.joinpath("password").write_text("secret\n")
+    login = {"sentinel_password_file": str(place / "password")}
+    async with running(Watched("redis-server", place, *words, kwargs={"password": "secret"})) as f:
+        options = {**f.options, "password": "secret"}
+        backend = redis_backend(**options)
+        async with receiving(backend):
+            await until(attempted(backend), 10)
+            assert not backend.state().connected
+        assert "Authentication required" in warnings(caplog)[0]
+        assert "secret" not in caplog.text
+        for own in (login, {"sentinel_password": "secret"}):
+            backend = redis_backend(**options, **own)
+            async with receiving(backend) as received:
+                await connected(backend)
+                await f.master.call("PUBLISH", CONTROL, b"x")
+                await until(lambda heard=received: heard)
+
+
 async def test_no_sentinel_there(caplog):
     """Said once, with the master's name in it; a client is told so."""
     options = {"sentinels": [f"127.0.0.1:{free_port()}"], "master": "bus"}
@@ -179,7 +200,7 @@ async def test_no_sentinel_there(caplog):
 
     async with receiving(backend):
         await until(attempted(backend), 10)
-    with pytest.raises(BackendError, match="No master found for 'bus'"):
+    with pytest.raises(BackendError, match="no master 'bus' found"):
         await RedisLink(options).open()
 
     assert ["master bus" in line for line in warnings(caplog)] == [True]
