@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BackendError
@@ -39,6 +38,7 @@ class Place:
         node: This host's name, as of now.
         epoch: Of the stream, as of the last look.
         held: Claims not yet given up, by id.
+        given_up: Set when one was.
     """
 
     def __init__(self, calls: Calls, keys: Keys, group: str, consumer: str) -> None:
@@ -49,21 +49,9 @@ class Place:
         self.node = ""
         self.epoch = ""
         self.held: dict[str, StreamClaim] = {}
-        self._ended = asyncio.Event()
+        self.given_up = asyncio.Event()
         self._drops: list[_Drop] = []
         self._dropping: set[asyncio.Task[None]] = set()
-
-    def let_go(self, claim: StreamClaim) -> None:
-        """*claim* is held no more, and leaves room for another."""
-        if self.held.get(claim.id) is claim:
-            del self.held[claim.id]
-        self._ended.set()
-
-    async def wait_for_room(self, seconds: float) -> None:
-        """Wait until something that was held has ended, or *seconds* at most."""
-        self._ended.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), seconds)
 
     async def settle(
         self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
@@ -90,13 +78,13 @@ class Place:
             log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
         return str(how.decode())
 
-    async def park(self, claim: StreamClaim, delay: float, fewer: int, request: bytes) -> str:
+    async def park(self, claim: StreamClaim, delay: float, released: bool, request: bytes) -> str:
         """Let it wait for *delay* seconds; how the claim stood."""
         keys = (self.keys.stream, self.keys.epoch, self.keys.settled,
                 self.keys.delayed(self.group))  # fmt: skip
         how = await self.calls.insist(
             PARK, keys, self.group, self.consumer, claim.epoch, claim.id, claim.token,
-            int(delay * 1000), fewer, "!" if fewer and claim.taken_over else "", request,
+            int(delay * 1000), int(released), request,
         )  # fmt: skip
         return str(how.decode())
 
@@ -170,10 +158,10 @@ class StreamClaim:
         return ending.held
 
     async def retry(self, delay: float) -> bool:
-        return await self._park(delay, 0)
+        return await self._park(delay, False)
 
     async def release(self, delay: float = 0.0) -> bool:
-        return await self._park(delay, 1)
+        return await self._park(delay, True)
 
     async def drop(self, failure: str = "") -> bool:
         place = self._group.place
@@ -181,13 +169,13 @@ class StreamClaim:
             ending.how = await place.drop(self, failure)
         return ending.held
 
-    async def _park(self, delay: float, fewer: int) -> bool:
+    async def _park(self, delay: float, released: bool) -> bool:
         place = self._group.place
         async with _Ending(self, place) as ending:
             request = self.request if self.pool else b""
-            ending.how = await place.park(self, delay, fewer, request)
+            ending.how = await place.park(self, delay, released, request)
         if ending.how == "free":
-            self._group.again(self, delay, self.attempt + 1 - fewer)
+            self._group.again(self, delay, self.attempt + (not released))
         elif ending.held:
             self._group.look(delay)
         return ending.held
@@ -211,5 +199,6 @@ class _Ending:
 
     async def __aexit__(self, *_: object) -> None:
         self._claim.ending = False
-        if self.how:
-            self._place.let_go(self._claim)
+        if self.how and self._place.held.get(self._claim.id) is self._claim:
+            del self._place.held[self._claim.id]
+            self._place.given_up.set()

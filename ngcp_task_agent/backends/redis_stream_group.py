@@ -29,7 +29,8 @@ LEASE = 10.0  # seconds without a sign of life until others take over
 BATCH = 64  # requests read at once
 BLOCK = 3.0  # seconds to wait for an entry; as often it is looked what can be taken over
 BLOCK_BUSY = 1.0  # the same while something is held, which may be due again
-NO_ROOM = 0.5  # seconds until it is asked again, if nothing of ours ends before
+NO_ROOM = 0.5  # seconds until it is asked again
+SOON = 20  # looks, a millisecond apart, after a claim was given up
 NO_MEMBER = 1.0  # seconds until it is asked again
 JOIN_EVERY = 30.0  # seconds between two signs of life of the group
 TRIM_EVERY = 10.0  # seconds
@@ -144,7 +145,7 @@ class Group:
         # One that is just given up hears of it there; its id may be held anew by now.
         if claim.ending or self.place.held.get(claim.id) is not claim:
             return
-        self.place.let_go(claim)
+        del self.place.held[claim.id]
         log.warning("redis: %s: %s is somebody else's now", self.text, claim.id)
         claim.on_lost()
 
@@ -171,13 +172,24 @@ class Group:
             await self._trim()
         room = min(self._host.room(self.text), BATCH)
         if room <= 0:
-            await self.place.wait_for_room(NO_ROOM)
+            await self._some_room()
             return
         if now >= self._next_take:
             await self._take(room)
             return
         block = BLOCK_BUSY if self.place.held else BLOCK
         await self._read(room, min(block, self._next_take - now))
+
+    async def _some_room(self) -> None:
+        """Wait until there is room, or until it should be looked whether we still belong."""
+        given_up = self.place.given_up
+        given_up.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(given_up.wait(), NO_ROOM)
+            for _ in range(SOON):  # the agent counts a job a little longer than its claim
+                if self._host.room(self.text) > 0:
+                    return
+                await asyncio.sleep(0.001)
 
     async def _read(self, room: int, block: float) -> None:
         place = self.place

@@ -16,7 +16,8 @@ TAG is the hash tag that S has, as in ``dns{eu}``, or else S itself. PREFIX is
 | `options.feedback_stream` | stream of the client's: one field ``response`` each | `FEEDBACK_ENTRIES` | `FEEDBACK_EXPIRY` |
 
 Groups of S are ``node:NAME:IDENTITY`` (every node for itself) and ``pool:POOL`` (one member
-runs it). Consumers are ``IDENTITY.PROCESS.RANDOM``, one for each start of an agent, and
+runs it). Consumers are ``IDENTITY.PROCESS.RANDOM``, one for each start of an agent, the same
+with ``!`` behind it, who holds what it has taken over from somebody who let it down, and
 `PARKED`, who holds what waits in ``delayed:``: nobody runs it, and nobody is its owner.
 """  # noqa: E501
 

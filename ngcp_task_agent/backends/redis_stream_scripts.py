@@ -88,6 +88,9 @@ local function pending(stream, group, id)
   return found[1]
 end
 
+-- What somebody has let down is held under a second name: that outlives a lost reply.
+local function is(owner, me) return owner == me or owner == me .. '!' end
+
 -- Whether nobody else can have had it: what was in the stream is gone, or the server
 -- knows nothing of its having been read (a failover may forget that).
 local function unknown(stream, group, id, epochs, epoch)
@@ -103,7 +106,7 @@ end
 local function standing(stream, group, me, id, epochs, epoch, settled, token)
   if redis.call('ZSCORE', settled, token) then return 'done' end
   local entry = pending(stream, group, id)
-  if entry then return entry[2] == me and 'mine' or 'lost', entry[4] end
+  if entry then return is(entry[2], me) and 'mine' or 'lost', entry[4], entry[2] end
   return unknown(stream, group, id, epochs, epoch) and 'free' or 'lost'
 end
 
@@ -180,10 +183,10 @@ local group, me, kin, living, lease, room, rest = unpack(ARGV)
 lease, room, rest = tonumber(lease), tonumber(room), tonumber(rest)
 local taken = {}
 
-local function claim(id, down, ...)
-  local got = redis.call('XCLAIM', stream, group, me, 0, id, ...)
+local function claim(id, mark, ...)
+  local got = redis.call('XCLAIM', stream, group, me .. mark, 0, id, ...)
   if #got == 0 then return end  -- deleted from the stream
-  table.insert(taken, {id, down, pending(stream, group, id)[4], got[1][2]})
+  table.insert(taken, {id, #mark, pending(stream, group, id)[4], got[1][2]})
   room = room - 1
 end
 
@@ -192,7 +195,7 @@ if room > 0 then
     local id, mark = string.match(member, '^([%d-]+)(!?)$')
     redis.call('ZREM', delayed, member)
     local entry = id and pending(stream, group, id)
-    if entry and entry[2] == PARKED then claim(id, mark == '!' and 1 or 0) end
+    if entry and entry[2] == PARKED then claim(id, mark) end
   end
 end
 
@@ -210,7 +213,7 @@ for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
       redis.call('EXPIRE', delayed, KEEP)
     end
   elseif other.pending == 0 then
-    if other.name ~= me and other.idle > rest then
+    if not is(other.name, me) and other.idle > rest then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, other.name)
     end
   elseif room > 0 then
@@ -219,10 +222,10 @@ for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local idle = dead and 0 or lease
     local held = redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', room, other.name)
     for _, entry in ipairs(held) do
-      if other.name == me then  -- it was read, and the reply was lost: not an attempt
-        claim(entry[1], 0, 'RETRYCOUNT', entry[4])
+      if is(other.name, me) then  -- it was read, and the reply was lost: not an attempt
+        claim(entry[1], string.sub(other.name, #me + 1), 'RETRYCOUNT', entry[4])
       else
-        claim(entry[1], 1)
+        claim(entry[1], '!')
       end
     end
   end
@@ -240,8 +243,8 @@ local lost = {}
 for i = 3, #ARGV, 2 do
   local id, epoch = ARGV[i], ARGV[i + 1]
   local entry = pending(stream, group, id)
-  if entry and entry[2] == me then
-    redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
+  if entry and is(entry[2], me) then
+    redis.call('XCLAIM', stream, group, entry[2], 0, id, 'JUSTID')
   elseif entry or not unknown(stream, group, id, epochs, epoch) then
     table.insert(lost, id)
   end
@@ -312,18 +315,19 @@ return stood
 """)
 
 # Keys: stream, epoch, settled, delayed. Arguments: group, consumer, epoch, id, token, delay
-# (ms), by how much the number of attempts goes down, '!' if it was let down or '', the
-# request if it may be put into a stream that has lost it, or ''.
+# (ms), whether it is released, which is no attempt (1 or 0), the request if it may be put
+# into a stream that has lost it, or ''.
 # Returns: how it stood; 'free' only if nobody will be given it again.
 PARK = Script("""
 local stream, epochs, settled, delayed = unpack(KEYS)
-local group, me, epoch, id, token, delay, less_attempts, mark, request = unpack(ARGV)
-local how, attempts = standing(stream, group, me, id, epochs, epoch, settled, token)
+local group, me, epoch, id, token, delay, released, request = unpack(ARGV)
+local how, attempts, owner = standing(stream, group, me, id, epochs, epoch, settled, token)
 if how == 'mine' then
+  local mark = released == '1' and string.sub(owner, #me + 1) or ''
   redis.call('ZADD', delayed, now + delay, id .. mark)
   redis.call('EXPIRE', delayed, KEEP)
   redis.call('XCLAIM', stream, group, PARKED, 0, id,
-    'RETRYCOUNT', math.max(attempts - less_attempts, 0), 'JUSTID')
+    'RETRYCOUNT', math.max(attempts - released, 0), 'JUSTID')
   note(settled, token)
 elseif how == 'free' then
   if #redis.call('XRANGE', stream, id, id) > 0 then
@@ -344,20 +348,26 @@ SWEEP = Script("""
 local stream, delayed = unpack(KEYS)
 local group, me, leaves = unpack(ARGV, 1, 3)
 if not group_of(stream, group) then return 0 end
-local heard, count, left = {}, 0, 0
+local heard, count = {}, 0
 for i = 4, #ARGV do heard[ARGV[i]] = true end
-for _, entry in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10000, me)) do
-  if heard[entry[1]] then
-    left = left + 1
-  else
-    redis.call('ZADD', delayed, now, entry[1])
-    redis.call('EXPIRE', delayed, KEEP)
-    redis.call('XCLAIM', stream, group, PARKED, 0, entry[1],
-      'RETRYCOUNT', math.max(entry[4] - 1, 0), 'JUSTID')
-    count = count + 1
+for _, mark in ipairs({'', '!'}) do
+  local kept = 0
+  local held = redis.call('XPENDING', stream, group, '-', '+', 10000, me .. mark)
+  for _, entry in ipairs(held) do
+    if heard[entry[1]] then
+      kept = kept + 1
+    else
+      redis.call('ZADD', delayed, now, entry[1] .. mark)
+      redis.call('EXPIRE', delayed, KEEP)
+      redis.call('XCLAIM', stream, group, PARKED, 0, entry[1],
+        'RETRYCOUNT', math.max(entry[4] - 1, 0), 'JUSTID')
+      count = count + 1
+    end
+  end
+  if leaves == '1' and kept == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, me .. mark)
   end
 end
-if leaves == '1' and left == 0 then redis.call('XGROUP', 'DELCONSUMER', stream, group, me) end
 return count
 """)
 

@@ -225,6 +225,23 @@ async def test_no_more_is_taken_than_there_is_room_for(server):
     assert len(claims) == 7
 
 
+async def test_room_that_is_made_is_used_at_once(server):
+    """A pool with little room works through many requests as fast as it can."""
+    await post(server, *(b"x" for _ in range(200)))
+    now = asyncio.get_running_loop().time
+    start = now()
+    async with working(server, StillHost(free=2, counts=True), [POOL]) as worker:
+        ended = 0
+        while ended < 200:
+            claims = await worker.claims(ended + 1)
+            for claim in claims[ended:]:
+                await claim.settle("fb", b"done")
+                worker.backend.host.free += 1
+            ended = len(claims)
+
+    assert now() - start < 20  # half a second for each two would be 50
+
+
 async def test_who_is_no_member_does_not_take_part(server, monkeypatch):
     """It is asked anew: a node becomes active, and another takes over."""
     quick(monkeypatch)
@@ -423,6 +440,25 @@ async def test_somebody_elses_release_of_what_was_let_down_still_says_so(server,
             [_, again] = await two.claims(2)
 
             assert (again.attempt, again.taken_over) == (2, True)
+
+
+async def test_taking_over_is_not_forgotten_when_its_reply_is_lost(server, monkeypatch):
+    """The entry has a new owner who never heard of it; the first attempt may have had effects."""
+    quick(monkeypatch)
+    [id] = await post(server, b"x")
+    host = StillHost(free=0)
+    async with working(server, host, [POOL]) as worker:
+        group = worker.backend._groups
+        await until(lambda: POOL in group and group[POOL].place.epoch)
+        me = group[POOL].place.consumer
+        await server.call("XREADGROUP", "GROUP", "pool:dns", "other", "STREAMS", STREAM, ">")
+        await server.call("XCLAIM", STREAM, "pool:dns", me + "!", "0", id)
+        group[POOL]._unheard = True
+        host.free = 1
+        [claim] = await worker.claims(1)
+
+        assert (claim.attempt, claim.taken_over) == (2, True)
+        assert await claim.settle("fb", b"done")
 
 
 # Options
