@@ -25,7 +25,7 @@ FLOORS = [
     | {"schemas", "context"},
     {"placeholders"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces", "ledger"},
-    {"destination", "ownership"},
+    {"destination", "ownership", "feedback"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -33,7 +33,7 @@ SHELVES = {"backends", "brokers", "storage", "nodes"}
 # All of this package that a plug-in may import, ours as well as a third party's.
 FOR_PLUG_INS = {"interfaces", "processes", "users", "options", "messages", "destination",
                 "errors", "yamlfile", "placeholders", "environment", "confinement",
-                "context", "ownership"}  # fmt: skip
+                "context", "ownership", "feedback"}  # fmt: skip
 ADDRESSES = {
     "redis": "backends/redis*.py",
     "yaml": "yamlfile.py",

@@ -5,13 +5,15 @@ Two connections: one subscribed to the control channels, one that publishes. The
 subscribed one must prove every `PING_INTERVAL` seconds of silence that it still
 hears: a PING that can be sent proves nothing, only a PONG that comes back does.
 
-No keys are made. Pub/sub ignores databases, so none is selected.
+No keys are made but the feedback streams that clients ask for, see `redis_publisher`.
+Pub/sub ignores databases, so none is selected.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
@@ -23,7 +25,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..errors import BackendError
 from ..interfaces import BackendState, Delivery, Host
 from ..options import Options
-from .redis_publisher import Publisher
+from .redis_clock import BusClock
+from .redis_publisher import FEEDBACK_EXPIRY, FEEDBACK_LENGTH, Feedback, Publisher
 from .redis_server import ELSEWHERE, RedisServer, pause
 from .redis_topology import slot_of, tag_of
 
@@ -48,6 +51,8 @@ class RedisBackend:
       channels have the slot of ``control_channel``, default `CONTROL_CHANNEL`
     - ``response_queue``: responses that wait while the server is away, default 10000
     - ``response_queue_size``: their size together, default 64 MiB
+    - ``feedback_length``: responses kept in a feedback stream, default about 10000
+    - ``feedback_expiry``: how long it is kept after the last one, default 3600 s
 
     A task's ``backend_options``: ``control_channel``, default `CONTROL_CHANNEL`.
     """
@@ -62,7 +67,9 @@ class RedisBackend:
             self._server,
             options.integer("response_queue", 10_000, minimum=1),
             options.size("response_queue_size", 64 * 1024 * 1024),
+            feedback_options(options),
         )
+        self._clock = BusClock(self._publisher.time)
         self._publishing: asyncio.Task[None] | None = None
         self._wanted: frozenset[str] = frozenset()
         self._connecting: asyncio.Task[AbstractConnection] | None = None
@@ -120,13 +127,13 @@ class RedisBackend:
                 await asyncio.sleep(pause(failures))
 
     def deliver(self, address: str, payload: bytes, stream: str = "") -> None:
-        self._publisher.post(address, payload)
+        self._publisher.post(address, payload, stream)
 
     async def flush(self, address: str) -> None:
         await self._publisher.flush()
 
     async def now(self) -> float:
-        raise BackendError("not asked yet")
+        return await self._clock.now()
 
     async def stop(self) -> None:
         self._stopping = True
@@ -281,6 +288,14 @@ class RedisBackend:
             task = asyncio.ensure_future(_send(connection, name, words))
             self._commands.add(task)
             task.add_done_callback(self._commands.discard)
+
+
+def feedback_options(options: Options) -> Feedback:
+    """Read how much a feedback stream keeps."""
+    return Feedback(
+        options.integer("feedback_length", FEEDBACK_LENGTH, minimum=1),
+        math.ceil(options.seconds("feedback_expiry", float(FEEDBACK_EXPIRY))),
+    )
 
 
 class _Relief:

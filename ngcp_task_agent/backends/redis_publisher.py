@@ -1,5 +1,8 @@
 """
 Responses out: a bounded queue, one connection, many responses at once.
+
+Keys made: the feedback streams that clients name (`options.feedback_stream`), each with
+a limit to its length and an expiry.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import socket
 import sys
 import termios
 from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -21,11 +25,26 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendError
+from ..feedback import is_feedback_key
 from .redis_server import ELSEWHERE, RedisServer, pause
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 1024 * 1024
 REPLY_TIMEOUT = 10.0  # seconds for one batch to be taken and answered
+FEEDBACK_LENGTH = 10_000  # responses kept in a feedback stream, about
+FEEDBACK_EXPIRY = 3600  # seconds that it is kept after the last response
+DOORBELL = "1"  # published where nobody but the stream hears a response
+
+# One step: what is refused must not begin to expire. Whoever may send a request chooses
+# the key, so that it could be anybody's; one that does not expire is no feedback stream.
+APPEND = """
+if redis.call('TTL', KEYS[1]) == -1 and redis.call('XLEN', KEYS[1]) > 0 then
+  return redis.error_reply('NOTFEEDBACK the key exists and does not expire')
+end
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'response', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return id
+"""
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +52,19 @@ log = logging.getLogger(__name__)
 class _Message(NamedTuple):
     channel: str
     payload: bytes
+    stream: str = ""
+
+
+class Feedback(NamedTuple):
+    """How much a feedback stream keeps.
+
+    Attributes:
+        length: Responses, about; the oldest are trimmed.
+        expiry: Seconds after the last response until all of it is gone.
+    """
+
+    length: int = FEEDBACK_LENGTH
+    expiry: int = FEEDBACK_EXPIRY
 
 
 class Publisher:
@@ -47,9 +79,20 @@ class Publisher:
         max_messages: How many may wait.
         max_bytes: How large they may be together. The oldest make room: their
             clients have waited longest and are the likeliest to have gone.
+        feedback: How much is kept in a stream.
+
+    Attributes:
+        dropped: Messages lost since the start.
+        control_streams: Keys that nobody's responses are appended to.
     """
 
-    def __init__(self, server: RedisServer, max_messages: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        max_messages: int,
+        max_bytes: int,
+        feedback: Feedback = Feedback(),  # noqa: B008 (it cannot be changed)
+    ) -> None:
         self._server = server
         self._max_messages = max_messages
         self._max_bytes = max_bytes
@@ -61,25 +104,56 @@ class Publisher:
         self._wakeup: asyncio.Future[None] | None = None
         self._flushers: list[tuple[int, asyncio.Future[None]]] = []
         self._connection: AbstractConnection | None = None
-        self._shards: Redis | RedisCluster | None = None  # of a cluster whose channels are sharded
+        self._shards: Redis | RedisCluster | None = None  # of a cluster
+        self._feedback = feedback
+        self._questions: list[asyncio.Future[tuple[int, int]]] = []
+        self._unkept = 0  # responses that could not be put into their stream
         self.dropped = 0
+        self.control_streams: Collection[str] = ()
 
     @property
     def waiting(self) -> int:
         """Messages not yet sent."""
         return self._posted - self._settled
 
-    def post(self, channel: str, payload: bytes) -> None:
-        """Put a message at the end of the queue."""
-        self._queue.append(_Message(channel, payload))
+    def post(self, channel: str, payload: bytes, stream: str = "") -> None:
+        """Put a message at the end of the queue.
+
+        Args:
+            channel: Where it is published; empty for a stream alone, on whose name the
+                `DOORBELL` is published then.
+            payload: The message.
+            stream: Where it is appended before; empty for nowhere.
+        """
+        if stream and not is_feedback_key(stream, self.control_streams):
+            self._note_unkept(stream, "no key for a feedback stream")
+            if not channel:
+                self._note_lost(stream, "it has no other way")
+                return
+            stream = ""
+        self._queue.append(_Message(channel, payload, stream))
         self._bytes += len(payload)
         self._posted += 1
         while len(self._queue) > self._max_messages or (
             self._bytes > self._max_bytes and len(self._queue) > 1
         ):
             self._drop(self._queue.popleft(), "the response queue is full")
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
+        self._wake()
+
+    async def time(self) -> tuple[int, int]:
+        """The server's clock, asked between two batches.
+
+        Returns:
+            Unix seconds, and microseconds. It takes as long as connecting takes: the
+            caller sets a limit.
+
+        Raises:
+            BackendError: The connection broke, or the server refuses.
+        """
+        answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        self._questions.append(answer)
+        self._wake()
+        return await answer
 
     async def flush(self) -> None:
         """Wait until all that has been posted so far is sent, or dropped."""
@@ -93,7 +167,7 @@ class Publisher:
         failures = 0
         try:
             while True:
-                if not self._queue:
+                if not self._queue and not self._questions:
                     self._wakeup = asyncio.get_running_loop().create_future()
                     await self._wakeup
                 self._batch = self._take_batch()
@@ -102,6 +176,7 @@ class Publisher:
                     failures = 0
                 except (RedisError, OSError, TimeoutError, BackendError) as exc:
                     self._put_back()
+                    self._answer(BackendError(f"redis {self._server}: {exc}"))
                     await self.disconnect()
                     failures += 1
                     log.debug("redis %s: publishing failed: %s", self._server, exc)
@@ -122,17 +197,53 @@ class Publisher:
                 await connection.disconnect(nowait=True)
 
     async def _send(self) -> None:
-        """Publish the batch; what the server has confirmed is taken out of it."""
+        """Send the batch; what the server has confirmed is taken out of it."""
+        if self._server.is_cluster:
+            await self._keep_in_shards()
         if self._server.sharded:
             await self._send_to_shards()
         else:
             await self._send_to_server()
 
+    async def _keep_in_shards(self) -> None:
+        """Append to feedback streams, each at the node that has its slot."""
+        if not any(message.stream for message in self._batch):
+            return
+        pipeline = self._cluster().pipeline(transaction=False)
+        waiting = [message for message in self._batch if message.stream]
+        for message in waiting:
+            pipeline.execute_command(*self._commands(message)[0])
+        async with asyncio.timeout(REPLY_TIMEOUT):
+            replies = await pipeline.execute(raise_on_error=False)
+        answers = iter(replies)
+        trouble: Exception | None = None
+        batch, self._batch = self._batch, deque()
+        for message in batch:
+            reply = next(answers) if message.stream else None
+            channel, payload, stream = message
+            refused = isinstance(reply, ResponseError) and not isinstance(reply, ELSEWHERE)
+            if isinstance(reply, Exception) and not refused:
+                trouble = trouble or reply
+                self._batch.append(message)
+            elif refused and not channel:
+                self._note_unkept(stream, str(reply))
+                self._drop(message, "refused by the server")
+            else:
+                if refused:
+                    self._note_unkept(stream, str(reply))
+                bell = _Message(stream, DOORBELL.encode())
+                self._batch.append(_Message(channel, payload) if channel else bell)
+        if trouble is not None:
+            raise trouble
+
     async def _send_to_shards(self) -> None:
         """Each to the node that has its slot; the order of each channel is kept."""
-        if self._shards is None:
-            self._shards = self._server.commands(REPLY_TIMEOUT)
-        pipeline = self._shards.pipeline(transaction=False)
+        if self._questions:
+            reply = await self._cluster().execute_command("TIME")
+            self._answer(next(iter(reply.values())) if isinstance(reply, dict) else reply)
+        if not self._batch:
+            return
+        pipeline = self._cluster().pipeline(transaction=False)
         for message in self._batch:
             pipeline.execute_command("SPUBLISH", message.channel, message.payload)
         async with asyncio.timeout(REPLY_TIMEOUT):
@@ -150,27 +261,69 @@ class Publisher:
         if unsent:
             raise unsent[0][1]
 
+    def _cluster(self) -> Any:
+        if self._shards is None:
+            self._shards = self._server.commands(REPLY_TIMEOUT)
+        return self._shards
+
     async def _send_to_server(self) -> None:
         connection = self._connection
         try:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 if connection is None:
                     connection = self._connection = await self._server.connect()
-                commands = [("PUBLISH", m.channel, m.payload) for m in self._batch]
+                asked = len(self._questions)  # more may come while we wait for the reply
+                commands: list[tuple[str | int | bytes, ...]] = [("TIME",)] if asked else []
+                for message in self._batch:
+                    commands += self._commands(message)
                 await connection.send_packed_command(
                     connection.pack_commands(commands), check_health=False
                 )
+                if asked:
+                    self._answer(await _reply(connection), asked)
                 while self._batch:
-                    accepted = await _accepted(connection)
-                    message = self._batch.popleft()
-                    if accepted:
-                        self._settle(1)
-                    else:
-                        self._drop(message, "refused by the server")
+                    await self._confirm(connection, self._batch[0])
+                    self._batch.popleft()
         except TimeoutError:
             if self._connection is not None and _has_arrived(self._connection):
                 self._settle_unconfirmed()
             raise
+
+    def _commands(self, message: _Message) -> list[tuple[str | int | bytes, ...]]:
+        channel, payload, stream = message
+        if not stream:
+            return [("PUBLISH", channel, payload)]
+        length, expiry = self._feedback
+        return [
+            ("EVAL", APPEND, 1, stream, length, expiry, payload),
+            ("PUBLISH", channel, payload) if channel else ("PUBLISH", stream, DOORBELL),
+        ]
+
+    async def _confirm(self, connection: AbstractConnection, message: _Message) -> None:
+        """Read all that the server says of *message*; heard or kept, it is not lost."""
+        kept = await _reply(connection) if message.stream else None
+        published = await _reply(connection)
+        if isinstance(kept, ResponseError):
+            self._note_unkept(message.stream, str(kept))
+        heard = bool(message.channel) and not isinstance(published, ResponseError)
+        if heard or (message.stream and not isinstance(kept, ResponseError)):
+            self._settle(1)
+        else:
+            self._drop(message, "refused by the server")
+
+    def _answer(self, reply: Any, count: int | None = None) -> None:
+        """Tell the time to those who have asked first."""
+        questions = self._questions[:count]
+        del self._questions[:count]
+        for question in questions:
+            if question.done():  # its time is over
+                continue
+            if isinstance(reply, ResponseError):
+                question.set_exception(BackendError(f"redis {self._server}: {reply}"))
+            elif isinstance(reply, Exception):
+                question.set_exception(reply)
+            else:
+                question.set_result((int(reply[0]), int(reply[1])))
 
     def _settle_unconfirmed(self) -> None:
         # The server's host has all of it, and a server that only hangs will read it.
@@ -200,13 +353,28 @@ class Publisher:
     def _drop(self, message: _Message, why: str) -> None:
         if why.endswith("full"):
             self._bytes -= len(message.payload)
+        self._note_lost(message.channel or message.stream, why)
+        self._settle(1)
+
+    def _note_lost(self, address: str, why: str) -> None:
         self.dropped += 1
-        if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, … lines in a flood
+        if _worth_a_line(self.dropped):
             log.warning(
                 "redis %s: a response to %.80r is lost, %s; %d so far",
-                self._server, message.channel, why, self.dropped,
+                self._server, address, why, self.dropped,
             )  # fmt: skip
-        self._settle(1)
+
+    def _note_unkept(self, stream: str, why: str) -> None:
+        self._unkept += 1
+        if _worth_a_line(self._unkept):
+            log.warning(
+                "redis %s: a response is not appended to %.80r: %s; %d so far",
+                self._server, stream, why, self._unkept,
+            )  # fmt: skip
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
 
     def _settle(self, count: int) -> None:
         self._settled += count
@@ -216,15 +384,19 @@ class Publisher:
                 done.set_result(None)
 
 
-async def _accepted(connection: AbstractConnection) -> bool:
+async def _reply(connection: AbstractConnection) -> Any:
+    """The next reply; a refusal as the error that it is."""
     try:
-        await connection.read_response()
+        return await connection.read_response()
     except (RedisConnectionError, *ELSEWHERE):
         raise
     except ResponseError as exc:
-        log.debug("redis: PUBLISH refused: %s", exc)
-        return False
-    return True
+        log.debug("redis: refused: %s", exc)
+        return exc
+
+
+def _worth_a_line(count: int) -> bool:
+    return count & (count - 1) == 0  # 1, 2, 4, 8, … lines in a flood
 
 
 def _has_arrived(connection: AbstractConnection) -> bool:
