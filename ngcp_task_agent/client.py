@@ -16,151 +16,34 @@ import math
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from .backends.local_link import LocalLink
+from .backends.redis_feedback import FeedbackReader, Lost
+from .backends.redis_keys import tag_of
 from .backends.redis_link import RedisLink
-from .errors import BackendError, MessageError, TaskAgentError
-from .messages import decode, decode_response, encode
+from .client_result import ClientError, FeedbackLost, NodeRun, Outcome, Posted, Result
+from .errors import BackendError, MessageError
+from .feedback import FEEDBACK_KEYS
+from .messages import decode_response, encode
+
+__all__ = ["AsyncClient", "Client", "ClientError", "FeedbackLost", "NodeRun", "Outcome",
+           "Posted", "Result"]  # fmt: skip
 
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
 CONNECT_TIMEOUT = 5.0  # seconds to connect, subscribe and publish
 ACCEPT_TIMEOUT = 2.0  # seconds for the first node to accept
 SETTLE = 0.5  # seconds after the request in which further nodes are expected to accept
 TIMEOUT = 10.0  # seconds for everything
-_ENDED = ("done", "error", "rejected")
+SEEN = 20_000  # responses remembered, so that none is shown twice; a stream keeps fewer
+
+LONGEST_WAIT = 3600.0  # seconds; a wait without an end is one of many
 
 T = TypeVar("T")
-
-
-class Outcome(StrEnum):
-    """How a request ended as a whole; the worst of what happened."""
-
-    DONE = "done"
-    """At least one node accepted, and all that accepted are done."""
-    ERROR = "error"
-    """A node that accepted failed."""
-    REJECTED = "rejected"
-    """A node refused, and none failed."""
-    UNFINISHED = "unfinished"
-    """A node that accepted did not end in time."""
-    NO_ANSWER = "no answer"
-    """No node accepted in time."""
-
-
-class ClientError(TaskAgentError):
-    """The request could not be sent, or the answers could not be received."""
-
-
-@dataclass
-class NodeRun:
-    """What one node did; two nodes may have the same name.
-
-    Attributes:
-        src: The node's name.
-        status: accepted, rejected, done or error: the last it said.
-        reason: Why it was rejected or failed.
-        data: The result, pieces put together; "" before the end.
-        result: How the process ended, where `options.result` has asked for it.
-        responses: Every message as it came, without live output.
-    """
-
-    src: str
-    status: str
-    reason: str = ""
-    data: Any = ""
-    result: dict[str, Any] | None = None
-    responses: list[dict[str, Any]] = field(default_factory=list)
-    _pieces: list[str] = field(default_factory=list)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is to come."""
-        return self.status in _ENDED
-
-    def expects(self, response: Mapping[str, Any]) -> bool:
-        """Whether *response* can be the next message of this run."""
-        if self.ended or response["status"] == "rejected":
-            return False
-        if response["status"] == "progress":
-            return True
-        return int(response.get("chunk", 1)) == len(self._pieces) + 1
-
-    def add(self, response: dict[str, Any]) -> None:
-        """Take the next message."""
-        if response["status"] == "progress":
-            return
-        self.responses.append(response)
-        self.result = response.get("result", self.result)
-        status, chunks = response["status"], response.get("chunks", 1)
-        if status in _ENDED and chunks > 1:
-            self._pieces.append(response["data"])
-            if len(self._pieces) < chunks:
-                return
-            whole = "".join(self._pieces)
-            self.data = decode(whole) if response.get("encoding") == "json" else whole
-        elif status in _ENDED:
-            self.data = response.get("data", "")
-        self.status = status
-        self.reason = response.get("reason", "")
-
-
-@dataclass
-class Result:
-    """All that came back.
-
-    Attributes:
-        uuid: The request's.
-        receivers: How many agents the server handed the request to, if it tells.
-        runs: One for each node that said something, in that order.
-        unreadable: Messages on the feedback channel that were no responses.
-    """
-
-    uuid: str
-    receivers: int | None = None
-    runs: list[NodeRun] = field(default_factory=list)
-    unreadable: int = 0
-
-    @property
-    def outcome(self) -> Outcome:
-        """The whole in one word."""
-        states = {run.status for run in self.runs}
-        for status, outcome in (
-            ("error", Outcome.ERROR),
-            ("accepted", Outcome.UNFINISHED),
-            ("rejected", Outcome.REJECTED),
-            ("done", Outcome.DONE),
-        ):
-            if status in states:
-                return outcome
-        return Outcome.NO_ANSWER
-
-    @property
-    def ended(self) -> bool:
-        """Whether everybody who accepted has ended."""
-        return bool(self.runs) and all(run.ended for run in self.runs)
-
-    @property
-    def complete(self) -> bool:
-        """Whether everybody who got the request has ended: nobody else can come."""
-        return self.receivers is not None and self.ended and len(self.runs) >= self.receivers
-
-    def add(self, response: dict[str, Any]) -> NodeRun:
-        """File a response under the run it belongs to."""
-        src = str(response.get("src", ""))
-        if response["status"] != "accepted":
-            for run in self.runs:
-                if run.src == src and run.expects(response):
-                    run.add(response)
-                    return run
-        run = NodeRun(src, "accepted")
-        run.add(response)
-        self.runs.append(run)
-        return run
+OnResponse = Callable[[dict[str, Any]], None]
 
 
 class Link(Protocol):
@@ -169,6 +52,11 @@ class Link(Protocol):
     async def open(self) -> None: ...
     async def subscribe(self, channel: str) -> None: ...
     async def publish(self, channel: str, payload: bytes) -> int | None: ...
+    async def append(self, stream: str, payload: bytes) -> None: ...
+    async def time(self) -> float: ...
+    async def clustered(self) -> bool: ...
+    async def last(self, stream: str) -> str: ...
+    def follow(self, stream: str, cursor: str) -> FeedbackReader: ...
     async def receive(self) -> bytes: ...
     async def unsubscribe(self, channel: str) -> None: ...
     async def close(self) -> None: ...
@@ -181,12 +69,21 @@ class AsyncClient:
         link: The way to the agents; see `redis` and `local`.
         src: This host's name, told to the agents.
         channel: The control channel the tasks listen on.
+        control_stream: The stream to which requests are posted instead, if any.
     """
 
-    def __init__(self, link: Link, *, src: str = "", channel: str = CONTROL_CHANNEL) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        src: str = "",
+        channel: str = CONTROL_CHANNEL,
+        control_stream: str = "",
+    ) -> None:
         self._link = link
         self._src = src or socket.gethostname()
         self._channel = channel
+        self._control_stream = control_stream
         self._open = False
 
     @classmethod
@@ -233,25 +130,20 @@ class AsyncClient:
         self,
         task: str,
         *,
-        dst: str = "*",
-        data: Any = None,
-        options: Mapping[str, Any] | None = None,
         timeout: float = TIMEOUT,
-        on_response: Callable[[dict[str, Any]], None] | None = None,
+        on_response: OnResponse | None = None,
         ref: str = "",
+        **request: Any,
     ) -> Result:
         """Send one request and wait for what comes back.
 
         Args:
             task: Name of the task.
-            dst: Which nodes, for example ``"*|state=active;role=proxy"``.
-            data: The task's arguments: a mapping, a string holding JSON, or None.
-            options: Further options of the request, such as ``{"timeout": 3}``; with
-                ``{"stream": True}`` live output comes as responses with status progress.
             timeout: Seconds for everything. It ends sooner once all who accepted
                 have ended and nobody else is to be expected.
             on_response: Called with each response as it arrives.
             ref: The request's uuid; by default a new one.
+            request: As for `stream`.
 
         Returns:
             Whatever came; see `Result.outcome`.
@@ -261,9 +153,7 @@ class AsyncClient:
             MessageError: *data* has no form in JSON.
         """
         result = Result(ref or str(uuid.uuid4()))
-        async for response in self.stream(
-            task, dst=dst, data=data, options=options, timeout=timeout, result=result
-        ):
+        async for response in self.stream(task, timeout=timeout, result=result, **request):
             if on_response is not None:
                 on_response(response)
         return result
@@ -272,39 +162,153 @@ class AsyncClient:
         self,
         task: str,
         *,
-        dst: str = "*",
-        data: Any = None,
-        options: Mapping[str, Any] | None = None,
         timeout: float = TIMEOUT,
         result: Result | None = None,
+        feedback_stream: bool | str = False,
+        control_stream: str | None = None,
+        pool: bool = False,
+        **request: Any,
     ) -> AsyncIterator[dict[str, Any]]:
         """Like `send`, and yields each response as it arrives.
 
         Args:
             result: Filled as the responses come.
+            feedback_stream: Whether the answers are kept and read from a stream: True
+                for a new one, or its key.
+            control_stream: Where the request is posted; by default the client's.
+            pool: Whether one member of a pool runs it; then the first end is the end.
+            request: ``dst`` (which nodes, for example ``"*|state=active;role=proxy"``),
+                ``data`` (the task's arguments: a mapping, a string holding JSON, or
+                None), ``options`` (further ones, such as ``{"timeout": 3}``; with
+                ``{"stream": True}`` live output comes as responses with status
+                progress) and ``ttl`` (seconds by the bus's clock within which it has to
+                be started).
         """
         result = result if result is not None else Result(str(uuid.uuid4()))
+        result.pool = pool
+        durable = self._control_stream if control_stream is None else control_stream
+        if feedback_stream:
+            posted = await self.post(
+                task, ref=result.uuid, feedback_stream=feedback_stream, control_stream=durable,
+                pool=pool, result=result, **request,
+            )  # fmt: skip
+            async for _, response in self._read(
+                posted.feedback_stream, posted.cursor, result, timeout, lasting=bool(durable)
+            ):
+                yield response
+            return
         channel = f"ngcp-task-{os.getpid()}-{uuid.uuid4()}"
-        payload = encode(
-            {
-                "uuid": result.uuid,
-                "task": task,
-                "src": self._src,
-                "dst": dst,
-                "options": {**(options or {}), "feedback_channel": channel},
-                "data": data,
-            }
-        )
+        async with self._bus(min(timeout, CONNECT_TIMEOUT)):
+            await self._link.subscribe(channel)
+            payload = await self._payload(
+                task, result.uuid, {"feedback_channel": channel}, **request
+            )
+            await self._hand_over(payload, durable, result)
+        async with self._bus():
+            async for _, response in _answers(self._hear, result, timeout, bool(durable)):
+                yield response
+            await self._link.unsubscribe(channel)
+
+    async def post(
+        self,
+        task: str,
+        *,
+        ref: str = "",
+        feedback_stream: bool | str = True,
+        control_stream: str | None = None,
+        pool: bool = False,
+        result: Result | None = None,
+        **request: Any,
+    ) -> Posted:
+        """Send one request and do not wait; the arguments are those of `stream`.
+
+        Returns:
+            What `collect` needs, here or on another host.
+        """
+        ref = ref or str(uuid.uuid4())
+        durable = self._control_stream if control_stream is None else control_stream
+        cursor = "0"
+        async with self._bus(CONNECT_TIMEOUT):
+            key = feedback_stream if isinstance(feedback_stream, str) else ""
+            if key:
+                cursor = await self._link.last(key)
+            elif feedback_stream:
+                key = await self._new_key(durable)
+            options = {"feedback_stream": key} if key else {}
+            payload = await self._payload(task, ref, options, **request)
+            await self._hand_over(payload, durable, result or Result(ref))
+        return Posted(ref, key, cursor, pool)
+
+    async def follow(
+        self, feedback_stream: str, cursor: str = "0", ref: str = "", timeout: float | None = None
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Read what is kept, and what is still to come.
+
+        Args:
+            feedback_stream: The stream's key.
+            cursor: Where the last reader got to; "0" for the beginning.
+            ref: Only responses to this request; empty for all.
+            timeout: Seconds; None for ever.
+
+        Yields:
+            The cursor to go on from, and a response; each once, also where an agent has
+            had to append it twice.
+
+        Raises:
+            FeedbackLost: What followed *cursor* has been trimmed, or has expired.
+            ClientError: The bus refuses.
+        """
+        result = Result(ref)
+        async for pair in self._read(feedback_stream, cursor, result, timeout, endless=True):
+            yield pair
+
+    async def collect(
+        self,
+        posted: Posted | str,
+        ref: str = "",
+        cursor: str = "0",
+        timeout: float = TIMEOUT,
+        *,
+        pool: bool = False,
+        on_response: OnResponse | None = None,
+    ) -> Result:
+        """Wait for the answers to a request that was posted, by whomever.
+
+        Args:
+            posted: What `post` has returned, or a feedback stream's key; then *ref*,
+                *cursor* and *pool* say the rest.
+            ref: The request's uuid; empty for the first one that is answered there.
+            timeout: Seconds.
+            on_response: Called with each response.
+
+        Returns:
+            What came after the cursor.
+
+        Raises:
+            FeedbackLost: Part of the answers is gone.
+            ClientError: The bus refuses.
+        """
+        if not isinstance(posted, Posted):
+            posted = Posted(ref, posted, cursor, pool)
+        result = Result(posted.uuid, pool=posted.pool)
+        async for _, response in self._read(
+            posted.feedback_stream, posted.cursor, result, timeout, lasting=True
+        ):
+            if on_response is not None:
+                on_response(response)
+        return result
+
+    @asynccontextmanager
+    async def _bus(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """The link, open; its errors become the client's."""
         try:
-            async with asyncio.timeout(min(timeout, CONNECT_TIMEOUT)):
+            async with asyncio.timeout(seconds):
                 if not self._open:
                     await self._link.open()
                     self._open = True
-                await self._link.subscribe(channel)
-                result.receivers = await self._link.publish(self._channel, payload)
-            async for response in self._collect(result, timeout):
-                yield response
-            await self._link.unsubscribe(channel)
+                yield
+        except Lost as exc:
+            raise FeedbackLost(str(exc)) from exc
         except BackendError as exc:
             await self.close()
             raise ClientError(str(exc)) from exc
@@ -312,33 +316,119 @@ class AsyncClient:
             await self.close()
             raise ClientError("the bus does not answer") from exc
 
-    async def _collect(self, result: Result, timeout: float) -> AsyncIterator[dict[str, Any]]:
-        now = asyncio.get_running_loop().time
-        began = now()
-        while not result.complete:
-            patience = _patience(result, timeout)
+    async def _payload(
+        self,
+        task: str,
+        ref: str,
+        feedback: Mapping[str, str],
+        *,
+        dst: str = "*",
+        data: Any = None,
+        options: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+    ) -> bytes:
+        fields = {
+            "uuid": ref,
+            "task": task,
+            "src": self._src,
+            "dst": dst,
+            "options": {**(options or {}), **feedback},
+            "data": data,
+        }
+        if ttl is not None:
+            fields["timestamp"] = await self._link.time()
+            fields["options"]["ttl"] = ttl
+        return encode(fields)
+
+    async def _hand_over(self, payload: bytes, control_stream: str, result: Result) -> None:
+        if control_stream:
+            await self._link.append(control_stream, payload)
+        else:
+            result.receivers = await self._link.publish(self._channel, payload)
+
+    async def _new_key(self, control_stream: str) -> str:
+        # In a cluster the response is kept in one step with the request's end: on one server.
+        if control_stream and await self._link.clustered():
+            return f"{{{tag_of(control_stream)}}}:feedback:{uuid.uuid4()}"
+        return f"{FEEDBACK_KEYS}{uuid.uuid4()}"
+
+    async def _hear(self, seconds: float) -> tuple[str, bytes] | None:
+        try:
+            async with asyncio.timeout(seconds):
+                return "", await self._link.receive()
+        except TimeoutError:
+            return None
+
+    async def _read(
+        self,
+        stream: str,
+        cursor: str,
+        result: Result,
+        timeout: float | None,
+        *,
+        lasting: bool = False,
+        endless: bool = False,
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        async with self._bus():
+            reader = self._link.follow(stream, cursor)
             try:
-                async with asyncio.timeout(began + patience - now()):
-                    payload = await self._link.receive()
-            except TimeoutError:
-                if _patience(result, timeout) <= now() - began:
-                    return
-                continue
-            try:
-                response = decode_response(payload)
-            except MessageError:
-                result.unreadable += 1
-                continue
-            if response["ref"] == result.uuid:
-                result.add(response)
-                yield response
+                answers = _answers(reader.next, result, timeout, lasting, endless)
+                async for pair in answers:
+                    yield pair
+            finally:
+                await reader.close()
 
 
-def _patience(result: Result, timeout: float) -> float:
-    """Seconds after the request until nothing more is waited for, as things stand."""
+async def _answers(
+    receive: Callable[[float], Awaitable[tuple[str, bytes] | None]],
+    result: Result,
+    timeout: float | None,
+    lasting: bool = False,
+    endless: bool = False,
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """File responses under *result* until nothing more is to be expected.
+
+    Args:
+        lasting: Whether the request stays until somebody takes it.
+        endless: Whether only the time limit is the end; nothing is filed then.
+    """
+    now = asyncio.get_running_loop().time
+    began = latest = now()
+    seen: dict[Any, None] = {}
+    while endless or not result.complete:
+        limit = math.inf if timeout is None else timeout
+        end = began + limit
+        if not endless:
+            end = _end(result, began, latest if lasting else began, limit, lasting)
+        received = await receive(min(max(0.0, end - now()), LONGEST_WAIT))
+        if received is None:
+            if now() >= end:
+                return
+            continue
+        cursor, payload = received
+        try:
+            response = decode_response(payload)
+        except MessageError:
+            result.unreadable += 1
+            continue
+        if not result.uuid and not endless:
+            result.uuid = response["ref"]
+        if response["ref"] != (result.uuid or response["ref"]) or response.get("uuid") in seen:
+            continue
+        seen[response.get("uuid", cursor)] = None
+        if len(seen) > SEEN:
+            del seen[next(iter(seen))]
+        latest = now()
+        if not endless:
+            result.add(response)
+        yield cursor, response
+
+
+def _end(result: Result, began: float, latest: float, limit: float, lasting: bool) -> float:
+    """When nothing more is waited for, as things stand."""
     if not result.runs:
-        return min(timeout, ACCEPT_TIMEOUT)
-    return min(timeout, SETTLE if result.ended else math.inf)
+        return began + (limit if lasting else min(limit, ACCEPT_TIMEOUT))
+    return min(began + limit, latest + SETTLE if result.ended else math.inf)
 
 
 class Client:
@@ -379,29 +469,17 @@ class Client:
         self._run(self._client.close())
         self._runner.close()
 
-    def send(
-        self,
-        task: str,
-        *,
-        dst: str = "*",
-        data: Any = None,
-        options: Mapping[str, Any] | None = None,
-        timeout: float = TIMEOUT,
-        on_response: Callable[[dict[str, Any]], None] | None = None,
-        ref: str = "",
-    ) -> Result:
+    def send(self, task: str, **arguments: Any) -> Result:
         """See `AsyncClient.send`."""
-        return self._run(
-            self._client.send(
-                task,
-                dst=dst,
-                data=data,
-                options=options,
-                timeout=timeout,
-                on_response=on_response,
-                ref=ref,
-            )
-        )
+        return self._run(self._client.send(task, **arguments))
+
+    def post(self, task: str, **arguments: Any) -> Posted:
+        """See `AsyncClient.post`."""
+        return self._run(self._client.post(task, **arguments))
+
+    def collect(self, posted: Posted | str, **arguments: Any) -> Result:
+        """See `AsyncClient.collect`."""
+        return self._run(self._client.collect(posted, **arguments))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)

@@ -19,7 +19,7 @@ FLOORS = [
     {"backends", "brokers", "storage", "nodes"},
     {"jobs", "config", "confirmations"},
     {"dispatch", "replies", "route", "facts", "registry", "systemd", "logs", "watch", "memory"},
-    {"interfaces", "users", "processes", "output", "usage"},
+    {"interfaces", "users", "processes", "output", "usage", "client_result"},
     {"starter", "account"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
     | {"schemas", "context"},

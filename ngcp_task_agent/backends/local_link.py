@@ -5,7 +5,9 @@ A client's way to the agent on its own host: a UNIX socket, one JSON message a l
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
+from typing import NoReturn
 
 from ..errors import BackendError
 
@@ -53,6 +55,29 @@ class LocalLink:
         except OSError as exc:
             raise BackendError(f"{self._path}: {exc.strerror or exc}") from exc
         return 1
+
+    async def time(self) -> float:
+        """The agent is on this host: both have one clock."""
+        return time.time()
+
+    async def append(self, stream: str, payload: bytes) -> None:
+        """There are no streams here."""
+        raise self._no_streams()
+
+    async def last(self, stream: str) -> str:
+        """There are no streams here."""
+        raise self._no_streams()
+
+    def follow(self, stream: str, cursor: str) -> NoReturn:
+        """There are no streams here."""
+        raise self._no_streams()
+
+    async def clustered(self) -> bool:
+        """One agent."""
+        return False
+
+    def _no_streams(self) -> BackendError:
+        return BackendError(f"{self._path}: an agent's socket keeps nothing; streams need Redis")
 
     async def receive(self) -> bytes:
         """The next message."""

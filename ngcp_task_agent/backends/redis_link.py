@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from ..errors import BackendError
 from ..options import Options
+from .redis_feedback import FeedbackReader
 from .redis_server import RedisServer
 from .redis_topology import ask, hang_up
 
@@ -84,6 +85,40 @@ class RedisLink:
             raise self._error(exc) from exc
         return receivers
 
+    async def append(self, stream: str, payload: bytes) -> None:
+        """Post a durable request to a control stream."""
+        await self._ask(stream, "XADD", stream, "*", "request", payload)
+
+    async def time(self) -> float:
+        """What time it is for all on the bus, in unix seconds."""
+        seconds, microseconds = await self._ask("", "TIME")
+        return int(seconds) + int(microseconds) / 1e6
+
+    async def clustered(self) -> bool:
+        """Whether the server is one of a cluster."""
+        if self._server.is_cluster:
+            return True
+        about = await self._ask("", "HELLO")
+        return dict(zip(about[::2], about[1::2], strict=False)).get(b"mode") == b"cluster"
+
+    async def last(self, stream: str) -> str:
+        """The id of the last entry in *stream*; "0" if there is none."""
+        found = await self._ask(stream, "XREVRANGE", stream, "+", "-", "COUNT", "1")
+        return found[0][0].decode() if found else "0"
+
+    def follow(self, stream: str, cursor: str) -> FeedbackReader:
+        """Read *stream* from *cursor* on, by a connection of its own."""
+        return FeedbackReader(lambda: self._server.connect(stream), stream, cursor)
+
+    async def _ask(self, key: str, *words: str | bytes) -> Any:
+        """Ask the server, of a cluster the one that has *key*."""
+        try:
+            if key and self._server.is_cluster:
+                self._publishing = await self._moved(self._publishing, key)
+            return await ask(self._connected(self._publishing), *words)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise self._error(exc) from exc
+
     async def receive(self) -> bytes:
         """The next message."""
         connection = self._connected(self._listening)
@@ -109,10 +144,11 @@ class RedisLink:
     ) -> AbstractConnection:
         """*connection*, or a new one to the node that has the slot of *channel*."""
         connection = self._connected(connection)
-        if not self._sharded:
-            return connection
-        await hang_up(connection)
-        return await self._server.connect(channel)
+        return await self._moved(connection, channel) if self._sharded else connection
+
+    async def _moved(self, connection: AbstractConnection | None, key: str) -> AbstractConnection:
+        await hang_up(self._connected(connection))
+        return await self._server.connect(key)
 
     def _connected(self, connection: AbstractConnection | None) -> AbstractConnection:
         if connection is None:

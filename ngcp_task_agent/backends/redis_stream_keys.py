@@ -29,6 +29,7 @@ from typing import NamedTuple
 from ..destination import Destination
 from ..errors import MessageError
 from ..options import Options
+from .redis_keys import key_of
 
 SUBSCRIPTION = ("control_stream", "delivery", "pool", "members")  # a task's keys
 CONTROL_STREAM = "ngcp-task-agent-stream"
@@ -57,9 +58,7 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, stream: str) -> Keys:
-        tag = re.search(r"\{([^{}]+)\}", stream)
-        own = f"{{{tag[1]}}}:{stream}:" if tag else f"{{{stream}}}:"
-        return cls(stream, "ngcp-task-agent:" + own)
+        return cls(stream, key_of(stream, ""))
 
     @property
     def groups(self) -> str:

@@ -8,8 +8,8 @@ import sys
 
 import click
 
-from ..client import ClientError, Outcome, Result
-from .link import EXIT, fail, link_options, open_client
+from ..client import Outcome, Result
+from .link import EXIT, ask, link_options
 from .show import as_json, printable, show_missing
 
 TASK = "agent.cancel"
@@ -34,17 +34,13 @@ def cancel(ref: tuple[str, ...], dst: str, timeout: float, json_: bool, **link: 
     ngcp-task cancel 18d0f568-4a6c-4775-a8a9-6beb2e0372a8
     """
     worst = 0
-    with open_client(link) as client:
-        for uuid in ref:
-            try:
-                result = client.send(TASK, dst=dst, data={"ref": uuid}, timeout=timeout)
-            except ClientError as exc:
-                fail(exc)
-            if json_:
-                click.echo(as_json(result, TASK, dst))
-            else:
-                _show(result, uuid)
-            worst = max(worst, _status(result))
+    for uuid in ref:
+        result = ask(link, TASK, dst=dst, data={"ref": uuid}, timeout=timeout)
+        if json_:
+            click.echo(as_json(result, TASK, dst))
+        else:
+            _show(result, uuid)
+        worst = max(worst, _status(result))
     sys.exit(worst)
 
 

@@ -8,6 +8,8 @@ import click
 
 from .. import __version__
 from .cancel import cancel
+from .collect import collect
+from .dead import dead
 from .jobs import jobs
 from .link import link_options, remember_link
 from .ping import ping
@@ -19,7 +21,7 @@ Exit status:
   0  at least one node accepted, and all that accepted are done
   1  a node that accepted failed
   2  wrong usage
-  3  no node accepted within 2 seconds
+  3  no node accepted in time; nothing of the kind is there, or not any more
   4  a node refused, none failed
   5  a node that accepted did not end in time
   6  Redis, or the agent's socket, is not reached
@@ -44,7 +46,7 @@ def command(context: click.Context, /, **link: str | None) -> None:
     remember_link(context, link)
 
 
-for verb in (send, ping, tasks, jobs, cancel):
+for verb in (send, collect, ping, tasks, jobs, cancel, dead):
     command.add_command(verb)
 
 

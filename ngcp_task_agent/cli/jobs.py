@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ..client import ClientError, Result
-from .link import EXIT, fail, link_options, open_client
+from ..client import Result
+from .link import EXIT, ask, link_options
 from .show import as_json, printable, show_missing
 
 TASK = "agent.jobs"
@@ -38,12 +38,8 @@ def jobs(
     \b
     ngcp-task jobs --running --dst 'prx*'
     """
-    with open_client(link) as client:
-        try:
-            data = {"ref": ref} if ref else None
-            result = client.send(TASK, dst=dst, data=data, timeout=timeout)
-        except ClientError as exc:
-            fail(exc)
+    data = {"ref": ref} if ref else None
+    result = ask(link, TASK, dst=dst, data=data, timeout=timeout)
     if running:
         for run in result.runs:
             run.data = [job for job in run.data or () if job["state"] in PRESENT]

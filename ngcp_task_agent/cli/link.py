@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import click
 
 from .. import yamlfile
-from ..client import CONTROL_CHANNEL, Client, ClientError, Outcome
+from ..backends.redis_dead import DeadLetters
+from ..client import CONTROL_CHANNEL, Client, ClientError, FeedbackLost, Outcome, Result
 from ..config import CONFIG_DIR, LOCAL_SOCKET
+from ..errors import BackendError, TaskAgentError
+from ..feedback import CONTROL_STREAM
 
 EXIT = {
     Outcome.DONE: 0,
@@ -23,6 +27,7 @@ EXIT = {
     Outcome.REJECTED: 4,
     Outcome.UNFINISHED: 5,
 }
+EXIT_NONE = EXIT[Outcome.NO_ANSWER]
 EXIT_UNREACHABLE = 6
 EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 KEYS = ("redis", "socket", "config_dir", "channel", "src")
@@ -63,24 +68,78 @@ def open_client(link: Mapping[str, Any], task: str = "") -> Client:
         link: The options after the verb; those before it are in click's context.
         task: Looked up for its control channel.
     """
-    before = click.get_current_context().obj or {}
+    said, directory = _said(link)
+    channel = said["channel"] or _file(directory, task).channel or CONTROL_CHANNEL
+    kwargs = {"channel": channel, "src": said["src"] or ""}
+    path, server = _way(said, directory)
+    with failing():
+        return Client.local(path, **kwargs) if path else Client.redis(server, **kwargs)
+
+
+def posting(link: Mapping[str, Any], task: str) -> tuple[str, bool]:
+    """Where requests for *task* are posted, as its file says.
+
+    Returns:
+        The control stream, empty for a task that has none, or where another way was
+        said; and whether one node of a pool runs each request.
+    """
+    said, directory = _said(link)
+    if said["channel"] or _way(said, directory)[0]:
+        return "", False
+    found = _file(directory, task)
+    return found.stream, found.pool
+
+
+def open_dead(link: Mapping[str, Any]) -> DeadLetters:
+    """The dead letters of ``--control-stream``, or of ``--task``."""
+    said, directory = _said(link)
+    stream, task = link.get("control_stream"), link.get("task")
+    if task and not stream:
+        stream = _file(directory, task).stream
+        if not stream:
+            raise click.BadParameter(f"{task} has no control stream here", param_hint="--task")
+    path, server = _way(said, directory)
+    if path:
+        raise click.UsageError("dead letters are kept by Redis: say --redis URL")
+    fields = {"url": server} if isinstance(server, str) else server
+    return DeadLetters(fields, stream or CONTROL_STREAM)
+
+
+def ask(link: Mapping[str, Any], task: str, **request: Any) -> Result:
+    """Send one request and wait; leaves where the agents are not reached.
+
+    Args:
+        link: As for `open_client`.
+        request: As for `Client.send`.
+    """
+    with open_client(link) as client, failing():
+        return client.send(task, **request)
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Say that the agents are not reached, or what they have said is gone, and leave."""
+    try:
+        yield
+    except (BackendError, ClientError) as exc:
+        fail(exc)
+
+
+def fail(exc: TaskAgentError) -> NoReturn:
+    """Say it, and leave."""
+    click.echo(f"ngcp-task: {exc}", err=True)
+    sys.exit(EXIT_NONE if isinstance(exc, FeedbackLost) else EXIT_UNREACHABLE)
+
+
+def _said(link: Mapping[str, Any]) -> tuple[dict[str, str | None], str]:
+    """What was said before and after the verb, and the directory of files."""
+    context = click.get_current_context(silent=True)
+    before = (context.obj if context is not None else None) or {}
     said = {key: link.get(key) or before.get(key) for key in KEYS}
     directory = said["config_dir"] or CONFIG_DIR
     if said["config_dir"] and not os.path.isdir(directory):
         raise click.BadParameter(f"no directory {directory}", param_hint="--config-dir")
-    channel = said["channel"] or _channel(directory, task) or CONTROL_CHANNEL
-    kwargs = {"channel": channel, "src": said["src"] or ""}
-    path, server = _way(said, directory)
-    try:
-        return Client.local(path, **kwargs) if path else Client.redis(server, **kwargs)
-    except ClientError as exc:
-        fail(exc)
-
-
-def fail(exc: ClientError) -> NoReturn:
-    """Say that the agents are not reached, and leave."""
-    click.echo(f"ngcp-task: {exc}", err=True)
-    sys.exit(EXIT_UNREACHABLE)
+    return said, directory
 
 
 def _way(said: Mapping[str, str | None], directory: str) -> tuple[str, Any]:
@@ -90,9 +149,10 @@ def _way(said: Mapping[str, str | None], directory: str) -> tuple[str, Any]:
     path, url = os.environ.get("NGCP_TASK_SOCKET", ""), os.environ.get("NGCP_TASK_REDIS", "")
     if path or url:
         return path, url
-    fields = _read(Path(directory, "backends", "redis.yml"))
-    if fields is not None:
-        return "", _server(fields, directory)
+    for name in ("redis.yml", "redis_stream.yml"):
+        fields = _read(Path(directory, "backends", name))
+        if fields is not None:
+            return "", _server(fields, directory)
     agent = _read(Path(directory, "agent.yml")) or {}
     path = os.path.join(directory, str(agent.get("local_socket") or LOCAL_SOCKET))
     return (path, None) if os.path.exists(path) else ("", "redis://localhost:6379")
@@ -109,13 +169,24 @@ def _server(fields: Mapping[str, Any], directory: str) -> dict[str, Any]:
     return server
 
 
-def _channel(directory: str, task: str) -> str:
+class _Task(NamedTuple):
+    channel: str = ""
+    stream: str = ""
+    pool: bool = False
+
+
+def _file(directory: str, task: str) -> _Task:
+    """What the task's file says of the way to it."""
     if not task or "/" in task:
-        return ""
+        return _Task()
     fields = _read(Path(directory, "tasks", f"{task}.yml")) or {}
     options = fields.get("backend_options")
-    channel = options.get("control_channel") if isinstance(options, dict) else None
-    return channel if isinstance(channel, str) else ""
+    options = options if isinstance(options, dict) else {}
+    if fields.get("backend") == "redis_stream":
+        stream = options.get("control_stream") or CONTROL_STREAM
+        return _Task("", str(stream), options.get("delivery") == "anycast")
+    channel = options.get("control_channel")
+    return _Task(channel if isinstance(channel, str) else "")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

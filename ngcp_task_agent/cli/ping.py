@@ -9,8 +9,7 @@ import time
 
 import click
 
-from ..client import ClientError
-from .link import EXIT, fail, link_options, open_client
+from .link import EXIT, ask, link_options
 from .show import as_json, printable, show_missing
 
 TASK = "agent.ping"
@@ -28,18 +27,13 @@ def ping(dst: str, timeout: float, json_: bool, **link: str | None) -> None:
     \b
     ngcp-task ping --dst '*|role=proxy'
     """
-    client = open_client(link)
     began = time.monotonic()
     taken: dict[object, float] = {}  # by response
 
     def note_time(response: dict[str, object]) -> None:
         taken[response.get("uuid")] = time.monotonic() - began
 
-    with client:
-        try:
-            result = client.send(TASK, dst=dst, timeout=timeout, on_response=note_time)
-        except ClientError as exc:
-            fail(exc)
+    result = ask(link, TASK, dst=dst, timeout=timeout, on_response=note_time)
     if json_:
         click.echo(as_json(result, TASK, dst))
     else:

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import sys
 import uuid
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
-from ..client import TIMEOUT, ClientError
+from ..client import TIMEOUT, Posted, Result
 from ..errors import MessageError
-from ..messages import decode
-from .link import EXIT, EXIT_INTERRUPTED, fail, link_options, open_client
+from ..messages import decode, encode
+from .link import EXIT, EXIT_INTERRUPTED, failing, link_options, open_client, posting
 from .show import Follower, as_json, show_data, show_missing
 
 
@@ -29,10 +31,18 @@ from .show import Follower, as_json, show_data, show_missing
 @click.option("--result", is_flag=True, help="With --json: how the process ended.")
 @click.option("--json", "form", flag_value="json", help="One JSON document at the end.")
 @click.option("--quiet", "-q", "form", flag_value="quiet", help="Only the results.")
+@click.option("--ttl", type=click.FloatRange(0.001), metavar="SECONDS",
+              help="Not to be started later than this, by the bus's clock.")  # fmt: skip
+@click.option("--control-stream", metavar="KEY",
+              help="Post it there; default the task's in --config-dir.")  # fmt: skip
+@click.option("--feedback-stream", metavar="KEY", help="Keep the answers there.")
+@click.option("--durable", is_flag=True, help="Keep the answers, in a stream of their own.")
+@click.option("--no-wait", is_flag=True, help="Print the uuid and the feedback stream, and leave.")
 @link_options
 def send(
     task: str, dst: str, data: str | None, timeout: float, follow: bool, result: bool,
-    form: str | None, **link: str | None,
+    form: str | None, ttl: float | None, control_stream: str | None,
+    feedback_stream: str | None, durable: bool, no_wait: bool, **link: str | None,
 ) -> None:  # fmt: skip
     """Run TASK on the nodes that DST selects.
 
@@ -41,23 +51,61 @@ def send(
     ngcp-task send disk_usage --follow
     ngcp-task send kam_lb_security_ban_dump --dst '*|state=active;role=proxy' \\
         --data '{"extra_args": "ipban"}'
+    ngcp-task send backup --control-stream backups --ttl 3600 --no-wait
     """
-    arguments = _read_data(data)
     options = {"stream": follow or None, "result": result or None}
-    options = {name: wish for name, wish in options.items() if wish}
-    follower, ref = Follower(), str(uuid.uuid4())
-    client = open_client(link, task)
-    with client:
-        try:
-            answer = client.send(
-                task, dst=dst, data=arguments, timeout=timeout, options=options, ref=ref,
-                on_response=None if form else follower.show,
-            )  # fmt: skip
-        except ClientError as exc:
-            fail(exc)
-        except KeyboardInterrupt:
-            click.echo(f"\nngcp-task: what has begun goes on; ngcp-task cancel {ref}", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+    ref = str(uuid.uuid4())
+    stream, pool = _way(link, task, control_stream)
+    request: dict[str, Any] = {
+        "dst": dst,
+        "data": _read_data(data),
+        "options": {name: wish for name, wish in options.items() if wish},
+        "ttl": ttl,
+        "control_stream": stream,
+        "feedback_stream": feedback_stream or durable or no_wait or bool(stream),
+        "pool": pool,
+        "ref": ref,
+    }
+    with open_client(link, task) as client, guarded(ref):
+        if no_wait:
+            _show_posted(client.post(task, **request), form)
+            return
+        answer = client.send(
+            task, timeout=timeout, on_response=None if form else Follower().show, **request
+        )
+    finish(answer, form, task, dst)
+
+
+def _way(link: Mapping[str, Any], task: str, control_stream: str | None) -> tuple[str, bool]:
+    stream, pool = posting(link, task)
+    return (control_stream or stream), pool
+
+
+def _show_posted(posted: Posted, form: str | None) -> None:
+    if form == "json":
+        fields = {
+            "uuid": posted.uuid,
+            "feedback_stream": posted.feedback_stream,
+            "cursor": posted.cursor,
+        }
+        click.echo(encode(fields).decode())
+    else:
+        click.echo(f"{posted.uuid} {posted.feedback_stream}")
+
+
+@contextmanager
+def guarded(ref: str) -> Iterator[None]:
+    """Leave with the right words where the bus is away, or somebody interrupts."""
+    try:
+        with failing():
+            yield
+    except KeyboardInterrupt:
+        click.echo(f"\nngcp-task: what has begun goes on; ngcp-task cancel {ref}", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def finish(answer: Result, form: str | None, task: str = "", dst: str = "") -> NoReturn:
+    """Show what is left to be shown, and leave with the status that says it."""
     if form == "json":
         click.echo(as_json(answer, task, dst))
     elif form == "quiet":

@@ -119,7 +119,7 @@ def show_missing(result: Result, reasons: bool = True) -> None:
         else:
             click.echo(f"ngcp-task: no node accepted; agents listening: {heard}", err=True)
     for run in result.runs:
-        if not run.ended:
+        if run in result.unfinished:
             click.echo(
                 printable(
                     f"ngcp-task: {run.src} accepted and did not end in time; it goes on, "

@@ -8,8 +8,8 @@ import sys
 
 import click
 
-from ..client import ClientError, Result
-from .link import EXIT, fail, link_options, open_client
+from ..client import Result
+from .link import EXIT, ask, link_options
 from .show import as_json, printable, show_missing
 
 TASK = "agent.tasks"
@@ -27,12 +27,7 @@ def tasks(dst: str, timeout: float, json_: bool, **link: str | None) -> None:
     \b
     ngcp-task tasks --dst prx01a
     """
-    client = open_client(link)
-    with client:
-        try:
-            result = client.send(TASK, dst=dst, timeout=timeout)
-        except ClientError as exc:
-            fail(exc)
+    result = ask(link, TASK, dst=dst, timeout=timeout)
     if json_:
         click.echo(as_json(result, TASK, dst))
     else:
