@@ -12,11 +12,10 @@ asks, knows which nodes have accepted and which have ended, and puts pieces toge
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -25,22 +24,19 @@ from .backends.local_link import LocalLink
 from .backends.redis_feedback import FeedbackReader, Lost
 from .backends.redis_keys import tag_of
 from .backends.redis_link import RedisLink
+from .client_answers import answers
 from .client_result import ClientError, FeedbackLost, NodeRun, Outcome, Posted, Result
-from .errors import BackendError, MessageError
+from .errors import BackendError
 from .feedback import FEEDBACK_KEYS
-from .messages import decode_response, encode
+from .messages import encode
 
 __all__ = ["AsyncClient", "Client", "ClientError", "FeedbackLost", "NodeRun", "Outcome",
            "Posted", "Result"]  # fmt: skip
 
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
 CONNECT_TIMEOUT = 5.0  # seconds to connect, subscribe and publish
-ACCEPT_TIMEOUT = 2.0  # seconds for the first node to accept
-SETTLE = 0.5  # seconds after the request in which further nodes are expected to accept
 TIMEOUT = 10.0  # seconds for everything
-SEEN = 20_000  # responses remembered, so that none is shown twice; a stream keeps fewer
 
-LONGEST_WAIT = 3600.0  # seconds; a wait without an end is one of many
 
 T = TypeVar("T")
 OnResponse = Callable[[dict[str, Any]], None]
@@ -205,7 +201,7 @@ class AsyncClient:
             )
             await self._hand_over(payload, durable, result)
         async with self._bus():
-            async for _, response in _answers(self._hear, result, timeout, bool(durable)):
+            async for _, response in answers(self._hear, result, timeout, bool(durable)):
                 yield response
             await self._link.unsubscribe(channel)
 
@@ -372,63 +368,10 @@ class AsyncClient:
         async with self._bus():
             reader = self._link.follow(stream, cursor)
             try:
-                answers = _answers(reader.next, result, timeout, lasting, endless)
-                async for pair in answers:
+                async for pair in answers(reader.next, result, timeout, lasting, endless):
                     yield pair
             finally:
                 await reader.close()
-
-
-async def _answers(
-    receive: Callable[[float], Awaitable[tuple[str, bytes] | None]],
-    result: Result,
-    timeout: float | None,
-    lasting: bool = False,
-    endless: bool = False,
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """File responses under *result* until nothing more is to be expected.
-
-    Args:
-        lasting: Whether the request stays until somebody takes it.
-        endless: Whether only the time limit is the end; nothing is filed then.
-    """
-    now = asyncio.get_running_loop().time
-    began = latest = now()
-    seen: dict[Any, None] = {}
-    while endless or not result.complete:
-        limit = math.inf if timeout is None else timeout
-        end = began + limit
-        if not endless:
-            end = _end(result, began, latest if lasting else began, limit, lasting)
-        received = await receive(min(max(0.0, end - now()), LONGEST_WAIT))
-        if received is None:
-            if now() >= end:
-                return
-            continue
-        cursor, payload = received
-        try:
-            response = decode_response(payload)
-        except MessageError:
-            result.unreadable += 1
-            continue
-        if not result.uuid and not endless:
-            result.uuid = response["ref"]
-        if response["ref"] != (result.uuid or response["ref"]) or response.get("uuid") in seen:
-            continue
-        seen[response.get("uuid", cursor)] = None
-        if len(seen) > SEEN:
-            del seen[next(iter(seen))]
-        latest = now()
-        if not endless:
-            result.add(response)
-        yield cursor, response
-
-
-def _end(result: Result, began: float, latest: float, limit: float, lasting: bool) -> float:
-    """When nothing more is waited for, as things stand."""
-    if not result.runs:
-        return began + (limit if lasting else min(limit, ACCEPT_TIMEOUT))
-    return min(began + limit, latest + SETTLE if result.ended else math.inf)
 
 
 class Client:

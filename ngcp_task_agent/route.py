@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .errors import MessageError
+from .feedback import is_feedback_key
 from .interfaces import Backend, Claim, Delivery
 from .messages import Request, Response, encode_response
 
@@ -39,6 +40,8 @@ class Route(NamedTuple):
         """
         address = delivery.address or request.feedback_channel
         stream = request.feedback_stream
+        if stream and not is_feedback_key(stream):
+            raise MessageError(f"options.feedback_stream: {stream!r:.80} is no client's key")
         if not address and not stream:
             raise MessageError(
                 "options.feedback_channel: found nothing; expected a channel's name"

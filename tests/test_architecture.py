@@ -18,7 +18,8 @@ FLOORS = [
     {"course"},
     {"backends", "brokers", "storage", "nodes"},
     {"jobs", "config", "confirmations"},
-    {"dispatch", "replies", "route", "facts", "registry", "systemd", "logs", "watch", "memory"},
+    {"dispatch", "replies", "route", "facts", "registry", "systemd", "logs", "watch", "memory"}
+    | {"client_answers"},
     {"interfaces", "users", "processes", "output", "usage", "client_result"},
     {"starter", "account"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}

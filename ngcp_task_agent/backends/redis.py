@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
@@ -26,7 +25,7 @@ from ..errors import BackendError
 from ..interfaces import BackendState, Delivery, Host
 from ..options import Options
 from .redis_clock import BusClock
-from .redis_publisher import FEEDBACK_EXPIRY, FEEDBACK_LENGTH, Feedback, Publisher
+from .redis_publisher import Publisher, feedback_options
 from .redis_server import ELSEWHERE, RedisServer, pause
 from .redis_topology import slot_of, tag_of
 
@@ -288,14 +287,6 @@ class RedisBackend:
             task = asyncio.ensure_future(_send(connection, name, words))
             self._commands.add(task)
             task.add_done_callback(self._commands.discard)
-
-
-def feedback_options(options: Options) -> Feedback:
-    """Read how much a feedback stream keeps."""
-    return Feedback(
-        options.integer("feedback_length", FEEDBACK_LENGTH, minimum=1),
-        math.ceil(options.seconds("feedback_expiry", float(FEEDBACK_EXPIRY))),
-    )
 
 
 class _Relief:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 import socket
 import sys
 import termios
@@ -26,6 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendError
 from ..feedback import is_feedback_key
+from ..options import Options
 from .redis_server import ELSEWHERE, RedisServer, pause
 
 BATCH_MESSAGES = 500
@@ -382,6 +384,14 @@ class Publisher:
             _, done = self._flushers.pop(0)
             if not done.done():
                 done.set_result(None)
+
+
+def feedback_options(options: Options) -> Feedback:
+    """Read how much a feedback stream keeps."""
+    return Feedback(
+        options.integer("feedback_length", FEEDBACK_LENGTH, minimum=1),
+        math.ceil(options.seconds("feedback_expiry", float(FEEDBACK_EXPIRY))),
+    )
 
 
 async def _reply(connection: AbstractConnection) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import BackendError
 from ..interfaces import BackendState, Claim, Delivery, Host
 from ..options import Options
-from .redis_publisher import Publisher
+from .redis_publisher import Publisher, feedback_options
 from .redis_server import RedisServer, pause
 from .redis_stream_calls import TROUBLES, Calls
 from .redis_stream_group import STUCK, Group, Terms
@@ -37,7 +37,8 @@ class RedisStreamBackend:
       are away, or new; default a day
     - ``group_expiry``: seconds after which a node that was not seen is forgotten, with
       what waits for it; default seven days
-    - ``response_queue``, ``response_queue_size``: as for the redis backend
+    - ``response_queue``, ``response_queue_size``, ``feedback_length``,
+      ``feedback_expiry``: as for the redis backend
 
     A task's ``backend_options``: ``control_stream``; ``delivery``, ``broadcast`` (the
     default) or ``anycast``; for the latter ``pool`` and ``members``, which nodes join.
@@ -50,10 +51,12 @@ class RedisStreamBackend:
         self._server = RedisServer(options)
         self._retention = options.seconds("retention", DAY, minimum=1)
         self._expiry = options.seconds("group_expiry", 7 * DAY, minimum=1)
+        self._feedback = feedback_options(options)
         self._publisher = Publisher(
             self._server,
             options.integer("response_queue", 10_000, minimum=1),
             options.size("response_queue_size", 64 * 1024 * 1024),
+            self._feedback,
         )
         self._default = {key: options.fields[key] for key in SUBSCRIPTION if key in options}
         options.mark(*SUBSCRIPTION)
@@ -84,6 +87,8 @@ class RedisStreamBackend:
 
     def listen(self, channels: Iterable[str]) -> None:
         self._wanted = frozenset(channels)
+        streams = {Subscription.parse(text).stream for text in self._wanted}
+        self._publisher.control_streams = streams
         if self._receiving and not self._stopping:
             self._read_what_is_wanted()
 
@@ -101,7 +106,7 @@ class RedisStreamBackend:
             del delivery, item  # they may be large, and the next may be long in coming
 
     def deliver(self, address: str, payload: bytes, stream: str = "") -> None:
-        self._publisher.post(address, payload)
+        self._publisher.post(address, payload, stream)
 
     async def flush(self, address: str) -> None:
         await self._publisher.flush()
@@ -182,6 +187,7 @@ class RedisStreamBackend:
             self._publisher.flush,
             lambda delivery, looked_at: self._inbox.put_nowait((delivery, looked_at)),
             self._server.local,
+            self._feedback,
         )
         return Group(Subscription.parse(text), self._calls, self.host, terms)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BackendError
+from .redis_publisher import Feedback
 from .redis_stream_calls import Calls, Word
 from .redis_stream_keys import Keys
 from .redis_stream_scripts import DROP, KEEP_RESPONSE, PARK, RENEW, SETTLE
@@ -41,8 +42,11 @@ class Place:
         given_up: Set when one was.
     """
 
-    def __init__(self, calls: Calls, keys: Keys, group: str, consumer: str) -> None:
+    def __init__(
+        self, calls: Calls, keys: Keys, group: str, consumer: str, feedback: Feedback
+    ) -> None:
         self.calls = calls
+        self._feedback = feedback
         self.keys = keys
         self.group = group
         self.consumer = consumer
@@ -65,7 +69,7 @@ class Place:
             if await self.calls.insist(RENEW, stands, self.group, self.consumer, claim.id,
                                        claim.epoch):  # fmt: skip
                 return "lost"
-            wrong = await self.calls.insist(KEEP_RESPONSE, [stream], payload)
+            wrong = await self.calls.insist(KEEP_RESPONSE, [stream], payload, *self._feedback)
             if wrong:
                 log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
         elif stream:
@@ -73,6 +77,7 @@ class Place:
         how, wrong = await self.calls.insist(
             SETTLE, keys, self.group, self.consumer, claim.epoch, claim.id, claim.token, address,
             payload, failure, claim.request if failure else b"", claim.attempt, self.node,
+            *self._feedback,
         )  # fmt: skip
         if wrong:
             log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from ..destination import Destination
 from ..errors import BackendError
 from ..interfaces import Delivery, Host
+from .redis_publisher import Feedback
 from .redis_server import pause
 from .redis_stream_calls import REPLY_TIMEOUT, TROUBLES, Calls, Entry, entry_of
 from .redis_stream_claim import Place, StreamClaim
@@ -49,6 +50,8 @@ class Terms(NamedTuple):
         expiry: Seconds after which the group of a node that was not seen is removed.
         before_the_last: Waits until earlier responses have left.
         hand_over: Gives a delivery to the agent, and calls back once that has looked at it.
+        local: Whether the server is on this host.
+        feedback: How much is kept in a feedback stream.
     """
 
     retention: float
@@ -56,6 +59,7 @@ class Terms(NamedTuple):
     before_the_last: Callable[[], Awaitable[None]]
     hand_over: Callable[[Delivery, Callable[[], None]], None]
     local: bool = False
+    feedback: Feedback = Feedback()
 
 
 class Group:
@@ -78,7 +82,7 @@ class Group:
         group = f"pool:{pool}" if pool else f"node:{name}:{host.identity}"
         # A name for each reader: two in one process must not take each other's for lost.
         consumer = f"{host.identity}.{PROCESS}.{secrets.token_hex(4)}"
-        self.place = Place(calls, Keys.of(subscription.stream), group, consumer)
+        self.place = Place(calls, Keys.of(subscription.stream), group, consumer, terms.feedback)
         self._members = Destination.parse(subscription.members) if subscription.members else None
         self._numbers = itertools.count()
         self._waiting = 0  # handed over and not yet looked at

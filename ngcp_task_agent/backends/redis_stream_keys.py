@@ -13,7 +13,7 @@ TAG is the hash tag that S has, as in ``dns{eu}``, or else S itself. PREFIX is
 | PREFIX``delayed:``GROUP | sorted set: ids that wait, by when they are due (ms); ``!`` behind the id of one that somebody has let down | one member a pending entry | `KEEP` |
 | PREFIX``settled`` | sorted set: which claims were given up, by when (ms), for those who have not heard the reply | `REMEMBER` | `REMEMBER` |
 | PREFIX``dead`` | stream: what has failed for good; fields ``request``, ``reason``, ``attempts``, ``group``, ``node``, ``stream``, ``entry``, ``failed`` (unix seconds) | `DEAD_ENTRIES` | none |
-| `options.feedback_stream` | stream of the client's: one field ``response`` each | `FEEDBACK_ENTRIES` | `FEEDBACK_EXPIRY` |
+| `options.feedback_stream` | stream of the client's: one field ``response`` each | ``feedback_length`` | ``feedback_expiry`` |
 
 Groups of S are ``node:NAME:IDENTITY`` (every node for itself) and ``pool:POOL`` (one member
 runs it). Consumers are ``IDENTITY.PROCESS.RANDOM``, one for each start of an agent, the same
@@ -37,8 +37,6 @@ PARKED = "-delayed"  # a consumer's name that no agent has
 KEEP = 30 * 86400  # seconds, more than any group is expected to rest
 REMEMBER = 600  # seconds; who has lost a reply asks again as soon as Redis answers
 DEAD_ENTRIES = 10_000  # about
-FEEDBACK_ENTRIES = 10_000  # about
-FEEDBACK_EXPIRY = 3600  # seconds
 
 _STREAM = re.compile(r"[^\s{}]+|[^\s{}]*\{[^\s{}]+\}[^\s{}]*")
 _POOL = re.compile(r"[A-Za-z0-9_.:-]+")

@@ -12,8 +12,6 @@ import hashlib
 
 from .redis_stream_keys import (
     DEAD_ENTRIES,
-    FEEDBACK_ENTRIES,
-    FEEDBACK_EXPIRY,
     KEEP,
     PARKED,
     REMEMBER,
@@ -32,7 +30,6 @@ _COMMON = (
     f"""
 local PARKED, KEEP, REMEMBER = '{PARKED}', {KEEP}, {REMEMBER}
 local DEAD_ENTRIES = {DEAD_ENTRIES}
-local FEEDBACK_ENTRIES, FEEDBACK_EXPIRY = {FEEDBACK_ENTRIES}, {FEEDBACK_EXPIRY}
 """
     + """
 local time = redis.call('TIME')
@@ -124,6 +121,18 @@ local function append(key, limit, ...)
     error(id)
   end
   return id, ''
+end
+
+-- What a client names may be anybody's; a key that does not expire is no feedback stream.
+local function keep(key, payload, length, expiry)
+  if redis.call('TTL', key) == -1 then
+    local size = redis.pcall('XLEN', key)
+    if type(size) == 'table' then return nil, size.err end
+    if size > 0 then return nil, 'the key exists and does not expire' end
+  end
+  local id, wrong = append(key, length, 'response', payload)
+  if id then redis.call('EXPIRE', key, expiry) end
+  return id, wrong
 end
 
 local function bury(dead, request, reason, attempts, group, node, stream, id)
@@ -253,17 +262,18 @@ return lost
 """)
 
 # Keys: stream, epoch, settled, dead, the feedback stream if there is one. Arguments: group,
-# consumer, epoch, id, token, address, payload, failure, request, attempts, node.
+# consumer, epoch, id, token, address, payload, failure, request, attempts, node,
+# and how long the feedback stream may be, and be kept (s).
 # Returns: how the claim stood; what is wrong with the feedback stream, or ''.
 SETTLE = Script("""
 local stream, epochs, settled, dead, feedback = unpack(KEYS)
 local group, me, epoch, id, token, address, payload, failure, request, attempts, node = unpack(ARGV)
+local length, expiry = ARGV[12], ARGV[13]
 local how = standing(stream, group, me, id, epochs, epoch, settled, token)
 if how == 'lost' or how == 'done' then return {how, ''} end
 local entry, wrong = nil, ''
 if feedback then
-  entry, wrong = append(feedback, FEEDBACK_ENTRIES, 'response', payload)
-  if entry then redis.call('EXPIRE', feedback, FEEDBACK_EXPIRY) end
+  entry, wrong = keep(feedback, payload, length, expiry)
 end
 if failure ~= '' then
   local fine, problem = pcall(bury, dead, request, failure, attempts, group, node, stream, id)
@@ -282,12 +292,12 @@ note(settled, token)
 return {how, wrong}
 """)
 
-# Keys: the feedback stream, which is in a slot of its own. Arguments: payload.
+# Keys: the feedback stream, which is in a slot of its own. Arguments: payload, length,
+# expiry (s).
 # Returns: what is wrong with it, or ''.
 KEEP_RESPONSE = Script("""
-local entry, wrong = append(KEYS[1], FEEDBACK_ENTRIES, 'response', ARGV[1])
+local entry, wrong = keep(KEYS[1], ARGV[1], ARGV[2], ARGV[3])
 if entry then
-  redis.call('EXPIRE', KEYS[1], FEEDBACK_EXPIRY)
   redis.call('PUBLISH', KEYS[1], entry)
 end
 return wrong

@@ -8,9 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from ngcp_task_agent.backends.redis_publisher import Publisher
+from ngcp_task_agent.backends.redis_server import RedisServer
 from ngcp_task_agent.errors import BackendError
 
 from .backends import connected, receiving, redis_backend
+from .jobs import made
 from .waiting import until
 
 pytestmark = pytest.mark.redis
@@ -206,6 +209,27 @@ async def test_a_flood_of_responses_does_not_disturb_the_question(server):
         assert times == sorted(times)
         assert abs(times[-1] - time.time()) < 5  # this host's clock is the server's here
         assert heard == [b"%d" % number for number in range(2000)]
+
+
+async def test_each_question_is_answered(server):
+    """Also one that comes while the reply to another is on its way."""
+    publisher = Publisher(made(RedisServer, {"unix_socket": str(server.path)}), 10, 1000)
+
+    async def ask(turns):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await publisher.time()
+
+    running = asyncio.create_task(publisher.run())
+    try:
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(*(ask(turns) for turns in range(300)))
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+
+    assert answers == sorted(answers)
+    assert len(answers) == 300
 
 
 async def test_now_goes_on_while_the_server_is_away(server):
