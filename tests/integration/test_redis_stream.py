@@ -442,22 +442,29 @@ async def test_somebody_elses_release_of_what_was_let_down_still_says_so(server,
             assert (again.attempt, again.taken_over) == (2, True)
 
 
-async def test_taking_over_is_not_forgotten_when_its_reply_is_lost(server, monkeypatch):
-    """The entry has a new owner who never heard of it; the first attempt may have had effects."""
+@pytest.mark.parametrize("noticed", [True, False])
+@pytest.mark.parametrize("down", [True, False])
+async def test_what_was_handed_out_unheard_comes_as_it_would_have(
+    server, monkeypatch, noticed, down
+):
+    """At once if the connection broke, else after a lease; the first attempt, if it was
+    somebody's, may have had effects."""
     quick(monkeypatch)
     [id] = await post(server, b"x")
     host = StillHost(free=0)
     async with working(server, host, [POOL]) as worker:
-        group = worker.backend._groups
-        await until(lambda: POOL in group and group[POOL].place.epoch)
-        me = group[POOL].place.consumer
-        await server.call("XREADGROUP", "GROUP", "pool:dns", "other", "STREAMS", STREAM, ">")
-        await server.call("XCLAIM", STREAM, "pool:dns", me + "!", "0", id)
-        group[POOL]._unheard = True
+        groups = worker.backend._groups
+        await until(lambda: POOL in groups and groups[POOL].place.epoch)
+        me = groups[POOL].place.consumer
+        reader = "other" if down else me
+        await server.call("XREADGROUP", "GROUP", "pool:dns", reader, "STREAMS", STREAM, ">")
+        if down:
+            await server.call("XCLAIM", STREAM, "pool:dns", me + "!", "0", id)
+        groups[POOL]._unheard = noticed
         host.free = 1
         [claim] = await worker.claims(1)
 
-        assert (claim.attempt, claim.taken_over) == (2, True)
+        assert (claim.attempt, claim.taken_over) == ((2, True) if down else (1, False))
         assert await claim.settle("fb", b"done")
 
 

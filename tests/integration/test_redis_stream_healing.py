@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from ngcp_task_agent.backends import redis_stream_calls, redis_stream_group
 from ngcp_task_agent.errors import BackendError
 
 from .backends import connected, disconnected
@@ -97,6 +98,8 @@ async def test_a_group_that_was_not_seen_for_long_is_removed(server, monkeypatch
 
 async def _groups_are(server, names):
     async with server.client() as client:
+        if not await client.exists(STREAM):
+            return not names
         return [one["name"].decode() for one in await client.xinfo_groups(STREAM)] == names
 
 
@@ -276,6 +279,45 @@ async def test_a_lost_reply_does_not_settle_twice(make_server, monkeypatch):
             await server.publish("fb", b"fence")
             await until(lambda: b"fence" in heard)
             assert heard == [b"done", b"fence"]
+
+
+async def test_what_was_read_and_not_heard_comes_again_at_once(make_server, monkeypatch):
+    """It is nobody's fault: no lease is waited for, and it is still the first attempt."""
+    monkeypatch.setattr(redis_stream_group, "BLOCK", 0.3)
+    monkeypatch.setattr(redis_stream_calls, "REPLY_TIMEOUT", 1.0)
+    server = make_server()
+    server.start(tcp=True)
+    async with proxied(server.port) as proxy:
+        fields = {"unix_socket": None, "url": f"redis://127.0.0.1:{proxy.port}"}
+        async with working(server, channels=[POOL], **fields) as worker:
+            await until(lambda: _somebody_waits(server))
+            proxy.deafen()
+            await post(server, b"x")
+            [claim] = await worker.claims(1, 7)
+
+            assert (claim.attempt, claim.taken_over) == (1, False)
+            assert await claim.settle("", b"done")
+
+
+async def _somebody_waits(server):
+    async with server.client() as client:
+        return (await client.info("clients"))["blocked_clients"] == 1
+
+
+async def test_what_is_held_is_not_begun_again_when_its_group_is_made_again(server, monkeypatch):
+    """The new group hands it out once more, to the one who has it."""
+    quick(monkeypatch)
+    await post(server, b"one")
+    async with working(server, channels=[POOL]) as worker:
+        [claim] = await worker.claims(1)
+        await server.call("XGROUP", "DESTROY", STREAM, "pool:dns")
+        await post(server, b"two")
+        await worker.claims(2)
+
+        assert worker.payloads == [b"one", b"two"]
+        assert worker.lost == []
+        assert await claim.settle("", b"done")
+        assert len(await pending(server)) == 1
 
 
 async def test_a_server_that_hangs_is_noticed_and_found_again(server):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from ngcp_task_agent.app import Loader
+from ngcp_task_agent.backends.redis_stream import RedisStreamBackend
 from ngcp_task_agent.config import JournalSettings, Limits, Settings
+from ngcp_task_agent.options import Options
 
 ETC = Path(__file__).parents[2] / "etc"
 EXAMPLES = sorted(path.name for path in ETC.glob("tasks/*.example"))
@@ -82,3 +84,22 @@ def test_the_command_example_with_arguments_loads(directory: Path) -> None:
     assert schema is not None
     assert schema.fault({"path": "/var"}) == ""
     assert schema.fault({"path": "-x"}).startswith("data.path: ")
+
+
+def test_the_redis_stream_example_names_the_options_there_are() -> None:
+    """Whoever takes a # away gets the option, with its default where one is shown."""
+    text = (ETC / "backends" / "redis_stream.yml.example").read_text()
+    shown = dict(re.findall(r"^#([a-z_]+): +([^ \n]+)", text, re.MULTILINE))
+    files = {"password_file", "tls_ca_file", "tls_cert_file", "tls_key_file"}
+    ways = {"url", "unix_socket"}
+    values = {key: int(v) if v.isdigit() else v for key, v in shown.items() if key not in files}
+    values["tls"] = False
+    values["tls_verify"] = True
+    options = Options({k: v for k, v in values.items() if k not in ways}, "b.yml")
+
+    RedisStreamBackend(options)
+
+    assert (options.problems, options.unknown()) == ([], [])
+    assert values["retention"] == 86400
+    assert values["group_expiry"] == 7 * 86400
+    assert files | ways <= set(shown)
