@@ -380,7 +380,8 @@ async def test_every_request_has_one_outcome(server, monkeypatch, seed):
     async def disturb(number):
         """A member that dies, sleeps beyond its lease, or leaves in order; then comes anew."""
         start = 0
-        while len(outcomes) < count:
+        # Who dies while it settles may have done it, and never have known.
+        while await length(server, "kept") < count:
             start += 1
             host = StillHost(identity=f"m{number}.{start}", free=10)
             worker = Busy(stream_backend(host, unix_socket=str(server.path)))
@@ -409,5 +410,5 @@ async def test_every_request_has_one_outcome(server, monkeypatch, seed):
         kept = Counter(fields[b"response"] for _, fields in await client.xrange("kept"))
     assert set(kept.values()) == {1}
     assert len(kept) == count
-    assert kept == outcomes
+    assert outcomes <= kept
     assert await pending(server) == {}
