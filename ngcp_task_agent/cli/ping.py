@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -44,5 +46,17 @@ def ping(dst: str, timeout: float, json_: bool, **link: str | None) -> None:
             facts = " ".join(f"{key}={'+'.join(vs)}" for key, vs in sorted(about["facts"].items()))
             line = f"{run.src:<16} {about['version']:<8} {about['uptime']:>10.0f} s  {facts}"
             click.echo(printable(f"{line}  ({seconds * 1000:.0f} ms)"))
+            for trouble in _troubles(about):
+                click.echo(printable(f"{'':<16} {trouble}"))
         show_missing(result)
     sys.exit(EXIT[result.outcome])
+
+
+def _troubles(about: dict[str, Any]) -> Iterator[str]:
+    """What is not as it should be; an older agent tells less."""
+    for name, state in sorted(about.get("backends", {}).items()):
+        if not state["connected"]:
+            yield f"backend {name}: not connected"
+    journal = about.get("journal")
+    if journal and not journal["ok"]:
+        yield str(journal["text"])
