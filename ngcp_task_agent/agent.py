@@ -16,7 +16,7 @@ from .config import RESERVED, Limits
 from .confirmations import Confirmations
 from .course import UNKNOWN, Course
 from .destination import Destination
-from .dispatch import Crowded, Dispatcher, Gate
+from .dispatch import Crowded, Dispatcher, Gate, refusal
 from .errors import MessageError, NotForThisNode, Rejected
 from .interfaces import Backend, Delivery
 from .jobs import Record, Run
@@ -105,6 +105,8 @@ class Agent:
                 # A bug, and never a reason to become deaf: the next one is taken.
                 self.counts["bad"] += 1
                 log.exception("a message on %s could not be handled", name)
+                if delivery.claim is not None:
+                    self._give_up(delivery.claim.drop("internal error, see the node's log"))
             del delivery  # it may be large, and the next may be long in coming
 
     def take(self, delivery: Delivery, name: str, backend: Backend) -> None:
@@ -118,8 +120,7 @@ class Agent:
             route = Route.of(request, delivery, backend, name)
             course = self._courses.get((request.src, request.uuid))
             if course is not None and not request.task.startswith(RESERVED):
-                self._dispatcher.check_destination(request, delivery)
-                self._take_again(request, route, course)
+                self._take_again(request, delivery, route, course)
                 return
             admission = self._dispatcher.admit(request, delivery, name)
         except NotForThisNode as exc:
@@ -157,8 +158,6 @@ class Agent:
             live = Live(lambda piece: route.send(replies.progress(piece)), route.flush)
         output = Collector(self._spool_dir, live, admission.task.mask, admission.secrets)
         run = Run(admission, self._house, output)
-        if claim is not None:
-            claim.on_lost = lambda: run.end("taken over by somebody else", "lost")
         self._start(run, replies, route)
 
     def _start(self, run: Run, replies: Replies, route: Route) -> None:
@@ -166,6 +165,8 @@ class Agent:
             run, replies, route, self._limits.chunk_size, self._turn, self._journal,
             self._confirmations,
         )  # fmt: skip
+        if route.claim is not None:
+            route.claim.on_lost = course.lose
         self.runs.add(run)
         if not run.own:
             self._courses[run.job.src, run.job.uuid] = course
@@ -173,12 +174,26 @@ class Agent:
         self._answering[task] = (run, route.backend)
         task.add_done_callback(self._answered)
 
-    def _take_again(self, request: Request, route: Route, course: Course) -> None:
-        """The same request, while its job is at work: it is not run twice."""
+    def _take_again(
+        self, request: Request, delivery: Delivery, route: Route, course: Course
+    ) -> None:
+        """The same request, while its job is at work: it is not run twice.
+
+        Raises:
+            NotForThisNode, Rejected: It is for others, or is not the same.
+        """
+        _, named = self._dispatcher.check_destination(request, delivery)
+        task = course.run.task
+        if task.name != request.task or not task.hears(route.name, delivery.control_channel):
+            raise refusal(named, "its uuid is that of another request")
+        if not course.join(route):
+            if route.claim is None:
+                raise refusal(named, "the same request has come too often")
+            self._give_up(route.claim.release(CROWDED))
+            return
         self.counts["repeated"] += 1
         if route.claim is None or route.claim.attempt == 1:
             route.send(Replies(request, self._dispatcher.node_name).accepted())
-        course.routes.append(route)
 
     async def recover(
         self, unfinished: Collection[Unfinished], backends: Mapping[str, Backend]
@@ -205,7 +220,7 @@ class Agent:
                 route.post(outcome.payload)
                 assert self._confirmations is not None
                 self._confirmations.add(route, entry)
-            else:
+            elif not entry.address and not entry.stream:
                 self._journal.sent(entry)
             self.counts["recovered"] += 1
             log.warning(

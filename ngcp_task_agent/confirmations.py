@@ -5,10 +5,13 @@ Which answers have left: noted in the journal, many at a time.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from .interfaces import Backend
 from .journal import Entry, Journal
 from .route import Route
+
+log = logging.getLogger(__name__)
 
 
 class Confirmations:
@@ -38,8 +41,12 @@ class Confirmations:
         while waiting := self._waiting[backend]:
             self._waiting[backend] = []
             addresses = {address for address, _ in waiting}
-            for address in addresses if not backend.shared else list(addresses)[:1]:
-                await backend.flush(address)
+            try:
+                for address in addresses if not backend.shared else list(addresses)[:1]:
+                    await backend.flush(address)
+            except Exception as exc:  # they are sent again at the next start
+                log.warning("nobody knows whether %d answers have left: %s", len(waiting), exc)
+                continue
             for _, entry in waiting:
                 self._journal.sent(entry)
         del self._waiting[backend]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 from .confirmations import Confirmations
@@ -31,7 +32,12 @@ KEPT = 64 * 1024  # bytes of an answer that the journal keeps
 LONGEST = 1000  # characters of a name that is recorded as it is
 AGAIN = "again"  # the outcome of an attempt that is not the last
 UNKNOWN = "outcome unknown: the agent stopped while it ran"
+ELSEWHERE = "the same request goes on later, or elsewhere"
+RELEASED = 1.0  # seconds until a request that was joined to such a one comes again
+MOST_ROUTES = 16  # places to which one answer goes
 NOT_KEPT = "it has ended before ({}); its answer is too large to be kept"
+
+log = logging.getLogger(__name__)
 
 
 class Course:
@@ -47,9 +53,9 @@ class Course:
         confirmations: Where it is noted that the answer has left.
 
     Attributes:
-        routes: All ways on which the answer goes: the same request may come again.
         ending: What has become of it: done, error; repeated (it had ended before);
-            retried, released or lost (a claim that goes on elsewhere or later).
+            retried, released or lost (a claim that goes on elsewhere or later);
+            unanswered (the agent has stopped first).
     """
 
     def __init__(
@@ -64,8 +70,10 @@ class Course:
     ) -> None:
         self.run = run
         self.route = route
-        self.routes = [route]
         self.ending = ""
+        self._routes = [route]
+        self._hearing = 0  # ways on which the first of several pieces has left
+        self._lost = False
         self._replies = replies
         self._chunk_size = chunk_size
         self._turn = turn
@@ -74,10 +82,45 @@ class Course:
         self._entry = _entry(run, route, replies.node)
         self._arrived: float | None = None  # by the bus's clock
 
+    def join(self, route: Route) -> bool:
+        """The same request has come again: its answer goes *route* as well.
+
+        Returns:
+            Whether it does; if not, nothing was done.
+        """
+        if route.claim is None:
+            if any(route.same_place(one) for one in self._routes):
+                return True
+        elif self._lost:  # this may be the very claim by which it was lost
+            return False
+        if len(self._routes) >= MOST_ROUTES:
+            return False
+        self._routes.append(route)
+        return True
+
+    def lose(self) -> None:
+        """Somebody else has taken the request over."""
+        self._lost = True
+        self.run.end("taken over by somebody else", "lost")
+
     async def follow(self) -> None:
         """Record it, run it, answer it."""
-        run = self.run
-        if run.admission.wishes.ttl is not None:
+        try:
+            await self._follow()
+        except BackendError as exc:  # it was closed: the journal knows, and the next start
+            self.ending = "unanswered"
+            log.warning("request %.80r is not answered: %s", self.run.job.uuid, exc)
+        except Exception:
+            # A bug, or a spool that cannot be read: the client gets an answer all the same.
+            log.exception("request %.80r for %s failed", self.run.job.uuid, self.run.job.task)
+            if not self.run.settled.is_set():
+                self.run.withdraw()
+            self.run.fail(f"internal error in task {self.run.job.task}, see the node's log")
+            await self._finish(encode_response(self._replies.failed(self.run.reason)))
+
+    async def _follow(self) -> None:
+        run, ttl = self.run, self.run.admission.wishes.ttl
+        if ttl is not None:
             await self._note_arrival()
         earlier = await self._record()
         if earlier is not None:
@@ -90,8 +133,10 @@ class Course:
             run.status, run.reason = Status.ERROR, UNKNOWN
             await self._finish(encode_response(self._replies.failed(UNKNOWN)))
         else:
-            await run.outcome(self._expired)
-            if not await self._goes_on_elsewhere():
+            await run.outcome(self._expired if ttl is not None else None)
+            if await self._goes_on_elsewhere():
+                await self._let_others_go()
+            else:
                 await self._answer()
 
     async def _record(self) -> Outcome | None:
@@ -136,6 +181,14 @@ class Course:
             return True
         return False
 
+    async def _let_others_go(self) -> None:
+        """Whoever has asked for the same meanwhile is not left waiting."""
+        for at, other in enumerate(self._all()):
+            if at and other.claim is not None:
+                await other.claim.release(RELEASED)
+            elif at:
+                other.send(self._replies.failed(f"{ELSEWHERE}: {self.run.reason}"))
+
     async def _answer(self) -> None:
         run = self.run
         assert run.status is not None
@@ -146,10 +199,16 @@ class Course:
                 run.status, run.reason, run.output, self._chunk_size, extra
             ):
                 payload = encode_response(response)
+                if self._lost and response.chunks > 1:
+                    self.ending = "lost"
+                    await self._note(AGAIN, "taken over by somebody else")
+                    return await self._let_others_go()
                 if response.chunk == response.chunks:
                     await self._finish(payload, response.chunks == 1)
                     break
-                for route in tuple(self.routes):
+                if response.chunk == 1:
+                    self._hearing = len(self._routes)
+                for route in self._routes[: self._hearing]:
                     await self._deliver_in_turn(payload, route)
                 sent += len(payload)
                 ahead = (sent - BURST) / PACE - (time.monotonic() - began)
@@ -176,15 +235,23 @@ class Course:
 
     async def _hand_over(self, payload: bytes, failure: str, whole: bool = True) -> None:
         """Send the last response on all ways; who has lost the request sends nothing."""
-        await self._last(self.route, payload, failure, whole)
-        at = 1
-        while at < len(self.routes):  # more may come meanwhile
-            other = self.routes[at]
+        served: list[Route] = []
+        for at, route in enumerate(self._all()):
+            if route.claim is not None and any(route.same_place(one) for one in served):
+                await route.claim.drop()
+            elif whole or at < self._hearing:
+                await self._last(route, payload, failure, whole)
+            else:  # it has come between two pieces
+                late = self._replies.failed(NOT_KEPT.format(self.ending))
+                await self._last(route, encode_response(late), failure, True)
+            served.append(route)
+
+    def _all(self) -> Iterator[Route]:
+        """Every way, those that come meanwhile as well."""
+        at = 0
+        while at < len(self._routes):
+            yield self._routes[at]
             at += 1
-            if not other.same_place(self.route):
-                await self._last(other, payload, failure, whole)
-            elif other.claim is not None:
-                await other.claim.drop()
 
     async def _last(self, route: Route, payload: bytes, failure: str, whole: bool) -> None:
         if route.claim is None:
@@ -225,14 +292,18 @@ class Course:
             now = await self.route.backend.now()
         except BackendError as exc:
             return f"not run, for nobody knows whether it has expired: {exc}"
-        if began is None or now > began + ttl:
+        if began is None:
+            return "not run, for nobody knows whether it has expired: it came without a timestamp"
+        if now > began + ttl:
             return f"expired: not started within its time to live of {ttl:g} s"
         return ""
 
     def _repeated(self, earlier: Outcome) -> bytes:
         if earlier.payload:
             return earlier.payload
-        return encode_response(self._replies.failed(NOT_KEPT.format(earlier.status)))
+        done = earlier.status == Status.DONE or not earlier.reason
+        reason = NOT_KEPT.format(earlier.status) if done else earlier.reason
+        return encode_response(self._replies.failed(reason))
 
 
 def _entry(run: Run, route: Route, node: str) -> Entry:

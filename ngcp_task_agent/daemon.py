@@ -106,9 +106,16 @@ class Daemon:
     async def _open_journal(self) -> list[Unfinished]:
         if self._journal is None:
             return []
-        unfinished = await self._journal.open()
         self._journal.on_change = self._tell_status
-        return unfinished
+        self._journal.on_unfinished = lambda found: self._recover_soon(found)
+        return await self._journal.open()
+
+    def _recover_soon(self, unfinished: list[Unfinished]) -> None:
+        self._spawn(self._recover(unfinished))
+
+    async def _recover(self, unfinished: list[Unfinished]) -> None:
+        async with self._reloading:  # only then it is certain what is served
+            await self._agent.recover(unfinished, self._backends())
 
     def _backends(self) -> dict[str, Backend]:
         return {name: backend for name, (backend, _) in self._serving.items()}

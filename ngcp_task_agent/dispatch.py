@@ -231,10 +231,10 @@ class Dispatcher:
         claim = delivery.claim
         task = self.tasks.get(request.task)
         if task is None or not task.hears(backend, delivery.control_channel):
-            raise _refusal(named, f"unknown task {request.task!r:.80}")
+            raise refusal(named, f"unknown task {request.task!r:.80}")
         crowded = self._crowded(task, len(delivery.payload))
         if crowded:  # what is durable goes back, and comes again
-            raise Crowded(crowded) if claim is not None else _refusal(named, crowded)
+            raise Crowded(crowded) if claim is not None else refusal(named, crowded)
         size = len(delivery.payload)
         wishes, fault = _wishes(request, task)
         if task.arguments is not None:
@@ -307,7 +307,8 @@ class Crowded(NotForThisNode):
     """A limit is reached, and the request does not name this node: silence, but counted."""
 
 
-def _refusal(named: bool, reason: str) -> Exception:
+def refusal(named: bool, reason: str) -> Exception:
+    """What to raise about a request that is not run: an answer only if it names this node."""
     if named:
         return Rejected(reason)
     return NotForThisNode() if reason.startswith("unknown task") else Crowded(reason)

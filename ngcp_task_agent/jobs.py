@@ -91,6 +91,7 @@ class Run:
         self._gates = (admission.task.gate,) if self.own else (admission.task.gate, house)
         self._place = admission.task.gate.join()
         self._over: asyncio.Future[tuple[str, str]] = self._loop.create_future()
+        self._timer = self._limit(admission.wishes.timeout, "time limit of {:g} s reached")
 
     def cancel(self, by: str) -> None:
         """Let it end because *by* wishes it; see `end`."""
@@ -103,6 +104,8 @@ class Run:
 
     def withdraw(self) -> None:
         """Give its place up instead of asking for an `outcome`: it is not to run."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._withdraw(self._gates[0], self._place)
         self.settled.set()
 
@@ -174,7 +177,6 @@ class Run:
         return "queued" if self.started is None else "running"
 
     async def _outcome(self, refused: Callable[[], Awaitable[str]] | None) -> tuple[Status, str]:
-        timer = self._limit(self.admission.wishes.timeout, "time limit of {:g} s reached")
         run_timer = None
         try:
             if self.admission.fault:
@@ -183,8 +185,8 @@ class Run:
                 status, reason = self._ended()
                 plain = self.cause in (CANCELLED, "lost", "refused")
                 return status, reason if plain else f"{reason}, {NOT_STARTED}"
-            if refused is not None and (why := await refused()):
-                self.end(why, "expired")
+            if refused is not None:
+                await self._ask(refused)
             if self._over.done():
                 self._leave_gates()
                 return self._ended()
@@ -196,7 +198,7 @@ class Run:
             return await self._run()
         finally:
             self.output.closed = True
-            for one in (timer, run_timer):
+            for one in (self._timer, run_timer):
                 if one is not None:
                     one.cancel()
 
@@ -204,6 +206,17 @@ class Run:
         if seconds is None:
             return None
         return self._loop.call_later(seconds, self.end, reason.format(seconds), "timeout")
+
+    async def _ask(self, refused: Callable[[], Awaitable[str]]) -> None:
+        """End it if it must not start any more; the time limit holds meanwhile, too."""
+        asking = asyncio.ensure_future(refused())
+        await asyncio.wait((asking, self._over), return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            asking.cancel()
+        elif asking.exception() is not None:
+            self.end(f"not run: {asking.exception()}", "error")
+        elif why := asking.result():
+            self.end(why, "expired")
 
     def _ended(self) -> tuple[Status, str]:
         reason, self.cause = self._over.result()

@@ -331,13 +331,13 @@ class _Writer:
                 self._hurry = verb in (_SENT, _CLOSE)
                 while self.begins or self.ends or self.forgets or self._due_sents():
                     self._batch()
-                    self._shrink()
+                    self._tidy()
                 if verb == _CLOSE and future:
                     self._close()
                     self._answer([(future, None)])
                     return
                 if verb == _CARE:
-                    self._shrink()
+                    self._tidy()
                 truncate = self.ledger.must_truncate
                 if truncate:
                     self.ledger.checkpoint(truncate)
@@ -381,7 +381,10 @@ class _Writer:
             answers.append((asked.answer, value))
         answers += [(future, None) for _, future in ends]
         self._answer(answers)
-        self._forget(forgets)
+        try:
+            self._forget(forgets)
+        except Exception:
+            log.critical("the journal has failed: this is a bug", exc_info=True)
 
     def _record(
         self, begins: list[Entry], ends: list[Ended], sents: list[Entry]
@@ -435,6 +438,12 @@ class _Writer:
                 self.ledger.forget(entry)
             except JournalError as exc:
                 self._went(str(exc))
+
+    def _tidy(self) -> None:
+        try:
+            self._shrink()
+        except Exception:
+            log.critical("the journal has failed: this is a bug", exc_info=True)
 
     def _shrink(self) -> None:
         """Make room in small steps; what is not done now is done after a later batch."""

@@ -131,6 +131,7 @@ _Begun = tuple[dict[Key, Row], list[Outcome | None]]
 _NOTHING: Mapping[Key, Row] = MappingProxyType({})
 
 RUNS = Outcome("error", "it runs already", b"")
+ANOTHER = Outcome("error", "its uuid is that of another request", b"")
 UNKNOWN = Outcome("error", "outcome unknown: the agent stopped while it ran", b"")
 
 
@@ -370,7 +371,11 @@ class Ledger:
         except sqlite3.Error:
             error = error if _code(error) in _DAMAGED else sqlite3.OperationalError("no rollback")
         if _code(error) in _DAMAGED:
-            self._move_aside(error)
+            try:
+                self._move_aside(error)
+            except OSError as exc:
+                log.error("journal: %s cannot be moved aside: %s", self._path, exc.strerror)
+                self._disconnect()
         elif _code(error) not in _PASSING:
             self._disconnect()
 
@@ -474,11 +479,14 @@ class Ledger:
         """None if *entry* is to be recorded and run; else how it has ended."""
         key = entry[:2]
         rows = self._rows(
-            "SELECT status, reason, payload, attempt FROM jobs WHERE src = ? AND uuid = ?", key
+            "SELECT status, reason, payload, attempt, task FROM jobs WHERE src = ? AND uuid = ?",
+            key,
         )
         if not rows:
             return None
-        status, reason, payload, attempt = rows[0]
+        status, reason, payload, attempt, task = rows[0]
+        if task != entry.task:
+            return ANOTHER
         if status in ("done", "error"):
             return Outcome(status, reason, payload)
         if status == "" and (key in new or key in self._running):

@@ -10,6 +10,7 @@ from ngcp_task_agent.config import Limits
 from ngcp_task_agent.dispatch import Dispatcher, Gate
 from ngcp_task_agent.errors import BackendError, BrokerError
 from ngcp_task_agent.journal import Journal
+from ngcp_task_agent.replies import Replies
 from ngcp_task_agent.retry import Retry
 
 from ..helpers import NODE, HeldRequest, MemoryBackend, Says, Waits, request, task, until
@@ -506,3 +507,155 @@ async def test_room_is_what_could_be_started():
     assert corridor.agent.room("memory", "another") == 0
     corridor.broker.free.set()
     await corridor.idle()
+
+
+# What readers with fresh eyes have found
+
+
+@pytest.mark.parametrize("how", ["retried", "lost", "released"])
+async def test_who_has_joined_a_request_that_goes_on_elsewhere_is_not_forgotten(how):
+    """A claim goes back, a client is told."""
+    broker = Waits()
+    corridor = Corridor(broker, retry=THREE, timeout=0.1 if how == "retried" else 5, gate=Gate(1))
+    if how == "released":
+        corridor.take(uuid="before")
+    first, second = HeldRequest(), HeldRequest()
+    corridor.take(claim=first)
+    corridor.take(claim=second, options={"feedback_channel": "fb2"})
+    corridor.take(options={"feedback_channel": "fb3"})
+    await until(lambda: broker.running)
+
+    if how == "lost":
+        first.lose()
+    elif how == "released":
+        await corridor.agent.drain(0.05)
+    await corridor.idle()
+
+    assert second.done == [("release", 1.0)]
+    assert corridor.backend.statuses("fb3") == ["accepted", "error"]
+    assert [done[0] for done in first.done] == {
+        "retried": ["retry"], "lost": [], "released": ["release"],
+    }[how]  # fmt: skip
+
+
+async def test_a_claim_does_not_join_the_course_that_it_was_lost_to():
+    """This node has taken its own request over; the old job is being ended."""
+    corridor = Corridor(Waits(), retry=THREE)
+    first, second = HeldRequest(), HeldRequest(2, taken_over=True)
+    corridor.take(claim=first)
+    await until(lambda: corridor.broker.running)
+    first.lose()
+
+    corridor.take(claim=second)
+    await corridor.idle()
+
+    assert second.done == [("release", 1.0)]
+
+
+async def test_a_place_hears_one_end():
+    """However many repeats have named it."""
+    corridor = Corridor(Waits())
+    corridor.take()
+    for _ in range(3):
+        corridor.take(options={"feedback_channel": "fb2"})
+    await until(lambda: corridor.broker.running)
+    corridor.broker.free.set()
+    await corridor.idle()
+
+    assert corridor.backend.statuses("fb2") == ["accepted"] * 3 + ["done"]
+
+
+async def test_a_repeat_of_a_large_answer_hears_each_piece_once():
+    """The same place is not served twice."""
+    corridor = Corridor(Says(b"line\n" * 2000))
+    corridor.agent.limits = Limits(chunk_size=4096)
+    corridor.take()
+    corridor.take()
+    await corridor.idle()
+
+    numbers = [r["chunk"] for r in corridor.backend.responses() if r["status"] == "done"]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_places_for_one_answer_are_limited():
+    """One client and one long job must not fill the memory."""
+    corridor = Corridor(Waits())
+    corridor.take(dst="prx01a")
+    for number in range(20):
+        corridor.take(dst="prx01a", options={"feedback_channel": str(number)})
+    await until(lambda: corridor.broker.running)
+    corridor.broker.free.set()
+    await corridor.idle()
+
+    assert corridor.backend.statuses("14") == ["accepted", "done"]
+    assert corridor.backend.statuses("15") == ["rejected"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_the_uuid_of_another_task_is_refused(ended, journal):
+    """Its answer is not for who asks for something else."""
+    corridor = await recording(Waits(), journal)
+    corridor.dispatcher.tasks["b"] = task(Says(b"b"), name="b")
+    corridor.take()
+    await until(lambda: corridor.broker.running)
+    if ended:
+        corridor.broker.free.set()
+        await corridor.idle()
+
+    corridor.take(task="b", dst="prx01a", options={"feedback_channel": "other"})
+    corridor.broker.free.set()
+    await corridor.idle()
+
+    last = corridor.heard("other")[-1]
+    assert last == ("error" if ended else "rejected", "its uuid is that of another request")
+
+
+async def test_a_bug_after_the_acceptance_is_answered(caplog, monkeypatch):
+    """And the places are free again."""
+    corridor = Corridor(gate=Gate(1))
+
+    def fails(*_):
+        raise OSError("the spool is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replies, "ended", fails)
+        await corridor.run()
+    await corridor.run(uuid="another")
+
+    assert corridor.backend.statuses() == ["accepted", "error", "accepted", "done"]
+    assert "the spool is gone" in caplog.text
+
+
+async def test_a_bug_before_the_acceptance_gives_the_claim_up():
+    """It would be renewed for ever."""
+    corridor = Corridor()
+    claim = HeldRequest()
+
+    def admit(*_):
+        raise ZeroDivisionError
+
+    corridor.dispatcher.admit = admit
+    serving = asyncio.ensure_future(corridor.agent.serve("memory", corridor.backend))
+    corridor.backend.publish(request(), claim=claim)
+    await until(lambda: claim.done)
+    await corridor.backend.stop()
+    await serving
+
+    assert claim.done == [("drop", "internal error, see the node's log")]
+
+
+async def test_the_time_limit_counts_from_the_acceptance():
+    """Also while the bus is asked what time it is."""
+    corridor = Corridor(timeout=0.1)
+
+    async def now():
+        await asyncio.sleep(1)
+        return 0.0
+
+    corridor.backend.now = now
+    began = time.monotonic()
+    await corridor.run(timestamp=0.0, options={"feedback_channel": "fb", "ttl": 5})
+
+    assert corridor.heard()[-1][1].startswith("time limit of 0.1 s reached")
+    assert not corridor.dispatcher.tasks["ping"].gate.running
+    assert time.monotonic() - began < 1.9
