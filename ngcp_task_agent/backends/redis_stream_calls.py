@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from ..errors import BackendError
 from .redis_server import RedisServer, pause
 from .redis_stream_scripts import Script
+from .redis_topology import slot_of
 
 AT_ONCE = 8  # scripts on their way
 REPLY_TIMEOUT = 4.0  # seconds for an answer, beside the time that was asked for
@@ -111,8 +112,7 @@ class Calls:
 
     def elsewhere(self, key: str, stream: str) -> bool:
         """Whether the two are in different slots, and one script cannot reach both."""
-        keyslot = getattr(self._client, "keyslot", None)
-        return keyslot is not None and keyslot(key) != keyslot(stream)
+        return self._server.is_cluster and slot_of(key) != slot_of(stream)
 
     def worked(self) -> None:
         """The server answers."""
@@ -167,6 +167,9 @@ class Calls:
         try:
             async with asyncio.timeout(limit):
                 return await client.execute_command(*words)
+        except RuntimeError as exc:
+            # uvloop's word for a connection that the client has closed in another task.
+            raise RedisConnectionError(str(exc)) from exc
         except AuthenticationError:
             # The password may have been changed: the next client reads the file again.
             if self._client is client:
