@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -40,6 +41,10 @@ class Entry(NamedTuple):
 
     id: str
     fields: dict[bytes, bytes]
+
+
+class Unwelcome(BackendError):
+    """What a client has named is not for us."""
 
 
 class Calls:
@@ -72,10 +77,16 @@ class Calls:
             except NoScriptError:
                 return await self._execute("EVAL", script.text, len(keys), *keys, *words)
 
-    async def insist(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
+    async def insist(
+        self, script: Script, keys: Sequence[str], *words: Word, foreign: str = ""
+    ) -> Any:
         """Run *script* until the server has answered; it knows itself if it runs again.
 
+        Args:
+            foreign: A key that a client has chosen.
+
         Raises:
+            Unwelcome: A right is missing, most likely for that key.
             BackendError: It was closed before.
         """
         failures = 0
@@ -86,6 +97,8 @@ class Calls:
                 failures += 1
                 if self._closed:
                     raise BackendError(f"redis {self._server}: closed") from exc
+                if foreign and isinstance(exc, NoPermissionError):
+                    raise Unwelcome(str(exc)) from exc
                 self.failed(exc)
                 await asyncio.sleep(pause(failures))
 
