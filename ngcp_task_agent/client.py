@@ -345,7 +345,7 @@ class AsyncClient:
     async def _new_key(self, control_stream: str) -> str:
         # In a cluster the response is kept in one step with the request's end: on one server.
         if control_stream and await self._link.clustered():
-            return f"{{{tag_of(control_stream)}}}:feedback:{uuid.uuid4()}"
+            return f"{FEEDBACK_KEYS}{{{tag_of(control_stream)}}}:{uuid.uuid4()}"
         return f"{FEEDBACK_KEYS}{uuid.uuid4()}"
 
     async def _hear(self, seconds: float) -> tuple[str, bytes] | None:

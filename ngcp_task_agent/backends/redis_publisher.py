@@ -168,6 +168,7 @@ class Publisher:
         """Send until cancelled."""
         failures = 0
         try:
+            await self._learn_shards()
             while True:
                 if not self._queue and not self._questions:
                     self._wakeup = asyncio.get_running_loop().create_future()
@@ -186,6 +187,13 @@ class Publisher:
                         await asyncio.sleep(pause(failures - 1))
         finally:
             await self.disconnect()
+
+    async def _learn_shards(self) -> None:
+        """Find out who has which slots: that takes longer than clients wait for an answer."""
+        if self._server.is_cluster:
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(REPLY_TIMEOUT):
+                    await self._cluster().initialize()
 
     async def disconnect(self) -> None:
         """Drop the connection; the next message makes a new one."""

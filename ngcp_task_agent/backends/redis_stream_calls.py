@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -23,6 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from ..errors import BackendError
 from .redis_server import RedisServer, pause
 from .redis_stream_scripts import Script
+from .redis_topology import slot_of
 
 AT_ONCE = 8  # scripts on their way
 REPLY_TIMEOUT = 4.0  # seconds for an answer, beside the time that was asked for
@@ -39,6 +41,10 @@ class Entry(NamedTuple):
 
     id: str
     fields: dict[bytes, bytes]
+
+
+class Unwelcome(BackendError):
+    """What a client has named is not for us."""
 
 
 class Calls:
@@ -71,10 +77,16 @@ class Calls:
             except NoScriptError:
                 return await self._execute("EVAL", script.text, len(keys), *keys, *words)
 
-    async def insist(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
+    async def insist(
+        self, script: Script, keys: Sequence[str], *words: Word, foreign: str = ""
+    ) -> Any:
         """Run *script* until the server has answered; it knows itself if it runs again.
 
+        Args:
+            foreign: A key that a client has chosen.
+
         Raises:
+            Unwelcome: A right is missing, most likely for that key.
             BackendError: It was closed before.
         """
         failures = 0
@@ -85,6 +97,8 @@ class Calls:
                 failures += 1
                 if self._closed:
                     raise BackendError(f"redis {self._server}: closed") from exc
+                if foreign and isinstance(exc, NoPermissionError):
+                    raise Unwelcome(str(exc)) from exc
                 self.failed(exc)
                 await asyncio.sleep(pause(failures))
 
@@ -111,8 +125,7 @@ class Calls:
 
     def elsewhere(self, key: str, stream: str) -> bool:
         """Whether the two are in different slots, and one script cannot reach both."""
-        keyslot = getattr(self._client, "keyslot", None)
-        return keyslot is not None and keyslot(key) != keyslot(stream)
+        return self._server.is_cluster and slot_of(key) != slot_of(stream)
 
     def worked(self) -> None:
         """The server answers."""
@@ -167,6 +180,9 @@ class Calls:
         try:
             async with asyncio.timeout(limit):
                 return await client.execute_command(*words)
+        except RuntimeError as exc:
+            # uvloop's word for a connection that the client has closed in another task.
+            raise RedisConnectionError(str(exc)) from exc
         except AuthenticationError:
             # The password may have been changed: the next client reads the file again.
             if self._client is client:

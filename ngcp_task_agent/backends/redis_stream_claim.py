@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BackendError
 from .redis_publisher import Feedback
-from .redis_stream_calls import Calls, Word
+from .redis_stream_calls import Calls, Unwelcome, Word
 from .redis_stream_keys import Keys
 from .redis_stream_scripts import DROP, KEEP_RESPONSE, PARK, RENEW, SETTLE
 
@@ -61,6 +61,16 @@ class Place:
         self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
     ) -> str:
         """Answer and acknowledge; how the claim stood."""
+        try:
+            return await self._settle(claim, address, payload, stream, failure)
+        except Unwelcome as exc:
+            # Tried for ever, it would hold its place: whoever names such a key could take all.
+            log.warning("redis: feedback stream %.80r: %s", stream, exc)
+        return await self._settle(claim, address, payload, "", failure)
+
+    async def _settle(
+        self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
+    ) -> str:
         keys = [self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead]
         if stream and self.calls.elsewhere(stream, self.keys.stream):
             # Of a cluster, and not in one step: rather kept twice, in a narrow moment,
@@ -69,7 +79,9 @@ class Place:
             if await self.calls.insist(RENEW, stands, self.group, self.consumer, claim.id,
                                        claim.epoch):  # fmt: skip
                 return "lost"
-            wrong = await self.calls.insist(KEEP_RESPONSE, [stream], payload, *self._feedback)
+            wrong = await self.calls.insist(
+                KEEP_RESPONSE, [stream], payload, *self._feedback, foreign=stream
+            )
             if wrong:
                 log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
         elif stream:
@@ -77,7 +89,7 @@ class Place:
         how, wrong = await self.calls.insist(
             SETTLE, keys, self.group, self.consumer, claim.epoch, claim.id, claim.token, address,
             payload, failure, claim.request if failure else b"", claim.attempt, self.node,
-            *self._feedback,
+            *self._feedback, foreign=stream if stream in keys else "",
         )  # fmt: skip
         if wrong:
             log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())

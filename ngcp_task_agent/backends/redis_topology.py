@@ -126,7 +126,23 @@ class _Sentinel(Sentinel):
     one is the password.
     """
 
+    _asking = 0  # how many do so now; they share the connections
+
     async def discover_master(self, service_name: str) -> tuple[str, int]:
+        self._asking += 1
+        try:
+            return await self._ask_all(service_name)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        for watcher in self.sentinels:
+            with suppress(RedisError, OSError, TimeoutError):
+                await watcher.connection_pool.disconnect(inuse_connections=False)
+
+    async def _ask_all(self, service_name: str) -> tuple[str, int]:
         said = []
         for watcher in self.sentinels:
             where = watcher.connection_pool.connection_kwargs
@@ -138,9 +154,6 @@ class _Sentinel(Sentinel):
                 why = "knows none that is up" if state else "does not know it"
             except (RedisError, OSError, TimeoutError) as exc:
                 why = " ".join(str(exc).split()) or "no answer in time"
-            finally:
-                with suppress(RedisError, OSError, TimeoutError):
-                    await watcher.connection_pool.disconnect()
             said.append(f"{Address(where['host'], where['port'])}: {why}")
         raise MasterNotFoundError(f"no master {service_name!r} found; {'; '.join(said)}")
 
