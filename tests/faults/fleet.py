@@ -14,6 +14,8 @@ import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
+import redis
+
 from ..acceptance.harness import World, redis_task, write_file
 from ..acceptance.processes import PATIENCE
 from ..acceptance.wire import CONTROL_CHANNEL, ENDS, decode
@@ -157,14 +159,14 @@ class Fleet(World):
         options = {"run": str(self.program), "args": words}
         return {**redis_task("command", options), "timeout": 600, **content}
 
-    def post(self, count, task, *, nodes=None, options=None, **fields):
-        """Put *count* durable requests on `STREAM`; their uuids."""
+    def post(self, count, task, *, stream=STREAM, nodes=None, options=None, **fields):
+        """Put *count* durable requests on *stream*; their uuids."""
         refs = []
         for start in range(0, count, PAGE):
             pipe = self.bus.pipeline(transaction=False)
             for body in self._requests(min(PAGE, count - start), task, options, fields):
                 refs.append(body["uuid"])
-                pipe.xadd(STREAM, {"request": json.dumps(body)})
+                pipe.xadd(stream, {"request": json.dumps(body)})
             pipe.execute()
         self.asked.update((ref, nodes) for ref in refs)
         return refs
@@ -192,6 +194,12 @@ class Fleet(World):
                 body = decode(fields[b"response"])
                 self.answers[body["uuid"]] = body
         return self.answers
+
+    def move(self, port, backend):
+        """The bus is another server, which the daemons reach by *backend*."""
+        self.bus.close()
+        self.bus = redis.Redis(host="127.0.0.1", port=port, socket_timeout=30)
+        self.backend = backend
 
     def begin_anew(self):
         """The feedback stream is a new one: its ids may be lower than those of the last."""
@@ -237,7 +245,7 @@ class Fleet(World):
 
     def counts(self, refs=None):
         """What became of *refs*, by default of all requests."""
-        due, ends = self.due(refs), self.ends()
+        ends, due = self.ends(), self.due(refs)
         asked = {ref for ref, _ in due}
         last = [ends[one] for one in due if one in ends]
         accepted = {b["ref"] for b in self.answers.values() if b["status"] == "accepted"}

@@ -42,11 +42,11 @@ def test_what_the_dead_held_is_taken_over_within_15_s(fleet):
     """Nobody starts the dead one again; without `retry` nobody knows what it has done."""
     tasks = {
         "work": {"seconds": 1, "retry": retried(), **durable("p")},
-        "once": {"seconds": 1, **durable("q", control_stream="other")},
+        "once": {"seconds": 1, **durable("p")},
     }
     dying = fleet.node("a", tasks)
-    refs = fleet.post(8, "work")
-    until(lambda: len(fleet.begun()) == 8, 10, "all begun")
+    refs = fleet.post(8, "work") + fleet.post(8, "once")
+    until(lambda: len(fleet.begun()) == 16, 10, "all begun")
 
     fleet.kill(dying)
     fleet.node("b", tasks)
@@ -54,7 +54,9 @@ def test_what_the_dead_held_is_taken_over_within_15_s(fleet):
 
     report(f"taken over, and done, {seconds:.1f} s after the death")
     assert seconds < TAKE_OVER + 1.5
-    assert fleet.judge("taken over").done == 8
+    counts = fleet.judge("taken over")
+    assert (counts.done, counts.error, fleet.dead) == (8, 8, 8)
+    assert {fleet.begun(ref).total() for ref in refs[8:]} == {1}
 
 
 def test_without_retry_what_was_begun_is_unknown_and_runs_once(fleet):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from ..acceptance.harness import write_file
 from ..acceptance.processes import until
 from .fleet import LEASE, TAKE_OVER, amount, dice, durable, report, retried
 
@@ -133,10 +134,9 @@ def test_a_full_disk_refuses_what_must_be_recorded_and_nothing_else(fleet, small
     """`journal: required` is told why; others run; a ping shows it; room makes it good."""
     kinds = {
         "must": {"journal": "required", "once": "a", **durable()},
-        "may": {"once": "a", **durable(control_stream="other")},
+        "may": {"once": "a", **durable()},
         "heard": {"once": "a"},
     }
-    kinds["may"] = {**kinds["may"], **durable()}
     node = fleet.node("a", kinds, agent={"state_dir": str(small_disk)})
     count = amount(20, 500)
 
@@ -170,29 +170,59 @@ def test_a_full_disk_refuses_what_must_be_recorded_and_nothing_else(fleet, small
     assert journal()["ok"]
 
 
-def test_clocks_an_hour_off_change_nothing(fleet):
-    """Time to live and leases go by Redis's clock; the nodes' jump on top of it."""
-    shifts, tasks = {"a": 0, "b": HOUR, "c": -HOUR}, {}
-    for name in shifts:
-        site, path = fleet.place / f"site-{name}", fleet.place / f"shift-{name}"
-        site.mkdir()
-        path.write_text(str(shifts[name]))
-        (site / "sitecustomize.py").write_text(OTHER_CLOCK.format(path=str(path)))
-        tasks = {
-            "all": {"seconds": 0.1, "once": name, **durable(control_stream="work")},
-            "one": {"seconds": 1, "max_running": 8, **durable("p", control_stream="work")},
-        }
+@pytest.fixture
+def clocks(fleet):
+    """``clocks(name, seconds)`` puts a node's clock ahead; what its environment needs."""
+
+    def put(name, seconds):
+        site = fleet.place / f"clock-{name}"
+        site.mkdir(exist_ok=True)
+        write_file(site / "shift", str(seconds))
+        write_file(site / "sitecustomize.py", OTHER_CLOCK.format(path=str(site / "shift")))
         paths = [str(site), os.environ.get("PYTHONPATH", "")]
-        fleet.node(name, tasks, env={"PYTHONPATH": ":".join(filter(None, paths))})
+        return {"PYTHONPATH": ":".join(filter(None, paths))}
+
+    return put
+
+
+def test_time_to_live_goes_by_the_clock_of_redis(fleet, clocks):
+    """Of three nodes one is an hour ahead, one behind: they agree on what is stale."""
+    names = ("a", "b", "c")
+    for name, shift in zip(names, (0, HOUR, -HOUR), strict=True):
+        fleet.node(name, {"all": {"once": name, **durable()}}, env=clocks(name, shift))
     now = int(fleet.bus.time()[0])
-    everywhere = {"nodes": tuple(shifts), "options": {"ttl": 60}}
+    everywhere = {"nodes": names, "options": {"ttl": 60}}
 
     # Without a timestamp an entry's own time counts: it comes from the same clock.
     fresh = fleet.post(5, "all", **everywhere)
     fresh += fleet.post(5, "all", timestamp=now - 20, **everywhere)
     stale = fleet.post(5, "all", timestamp=now - 90, **everywhere)
     fleet.wait(15)
+
     assert fleet.judge("fresh, clocks an hour off", fresh).done == 30
     expired = fleet.judge("stale, clocks an hour off", stale)
     assert (expired.error, expired.begun) == (15, 0)
-    assert all(r.startswith("expired") for ref in stale for _, r in fleet.ends()[ref, "c"])
+    for ref in stale:
+        for name in names:
+            [(_, reason)] = fleet.ends()[ref, name]
+            assert reason.startswith("expired")
+
+
+def test_leases_hold_while_clocks_jump(fleet, clocks):
+    """Hours back and forth in the middle of jobs that take longer than a lease."""
+    names = ("a", "b", "c")
+    tasks = {"one": {"seconds": LEASE + 2, "max_running": 8, **durable("p")}}
+    for name in names:
+        fleet.node(name, tasks, env=clocks(name, 0))
+    fleet.post(24, "one")
+    until(lambda: len(fleet.begun()) == 24, 10, "all begun")
+
+    for shift in (HOUR, -HOUR, 0):
+        clocks("a", shift)
+        clocks("b", -shift)
+        time.sleep(1)
+    clocks("a", HOUR)
+    fleet.wait(LEASE + 10)
+
+    counts = fleet.judge("clocks that jump under 24 jobs")
+    assert (counts.done, counts.begun) == (24, 24)
