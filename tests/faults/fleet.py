@@ -191,7 +191,7 @@ class Fleet(World):
         while page := self.bus.xrange(ANSWERS, self._cursor, count=PAGE):
             self._cursor = b"(" + page[-1][0]
             for _, fields in page:
-                body = decode(fields[b"response"])
+                body = self.body(fields)
                 self.answers[body["uuid"]] = body
         return self.answers
 
@@ -204,6 +204,11 @@ class Fleet(World):
     def begin_anew(self):
         """The feedback stream is a new one: its ids may be lower than those of the last."""
         self._cursor = "-"
+
+    @staticmethod
+    def body(fields):
+        """The response that an entry of a feedback stream holds."""
+        return decode(fields[b"response"])
 
     def of(self, ref):
         """The answers to *ref* so far."""
@@ -230,8 +235,10 @@ class Fleet(World):
     def wait(self, seconds, refs=None):
         """Until all has ended, or *seconds* long; how long it took."""
         start = time.monotonic()
+        looked = start
         while self.missing(refs) and time.monotonic() < start + seconds * PATIENCE:
-            time.sleep(0.1)
+            time.sleep(max(0.1, time.monotonic() - looked))  # to count takes its time, too
+            looked = time.monotonic()
         return time.monotonic() - start
 
     def begun(self, ref=None):
