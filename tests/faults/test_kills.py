@@ -5,7 +5,7 @@ import time
 import pytest
 
 from ..acceptance.processes import until
-from .fleet import TAKE_OVER, amount, dice, durable, report, retried
+from .fleet import amount, dice, durable, report, retried
 
 pytestmark = pytest.mark.redis
 
@@ -36,27 +36,6 @@ def test_a_pool_loses_nothing_by_kills(fleet):
     assert counts.done == 40 * KILLS
     until(lambda: not fleet.held(), 5, "nothing held any more")
     assert fleet.dead == 0
-
-
-def test_what_the_dead_held_is_taken_over_within_15_s(fleet):
-    """Nobody starts the dead one again; without `retry` nobody knows what it has done."""
-    tasks = {
-        "work": {"seconds": 1, "retry": retried(), **durable("p")},
-        "once": {"seconds": 1, **durable("p")},
-    }
-    dying = fleet.node("a", tasks)
-    refs = fleet.post(8, "work") + fleet.post(8, "once")
-    until(lambda: len(fleet.begun()) == 16, 10, "all begun")
-
-    fleet.kill(dying)
-    fleet.node("b", tasks)
-    seconds = fleet.wait(TAKE_OVER + 5, refs)
-
-    report(f"taken over, and done, {seconds:.1f} s after the death")
-    assert seconds < TAKE_OVER + 1.5
-    counts = fleet.judge("taken over")
-    assert (counts.done, counts.error, fleet.dead) == (8, 8, 8)
-    assert {fleet.begun(ref).total() for ref in refs[8:]} == {1}
 
 
 def test_without_retry_what_was_begun_is_unknown_and_runs_once(fleet):

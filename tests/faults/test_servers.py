@@ -8,7 +8,7 @@ import pytest
 from ..acceptance.processes import PATIENCE, until
 from ..acceptance.wire import answered
 from ..integration.redis_fleet import Watched
-from .fleet import STREAM, Fleet, amount, dice, durable, report, retried
+from .fleet import SOAK, STREAM, Fleet, amount, dice, durable, report, retried
 
 pytestmark = pytest.mark.redis
 
@@ -55,7 +55,7 @@ def test_a_restart_under_200_jobs(fleet):
     until(lambda: not fleet.held(), 5, "nothing held any more")
 
 
-@pytest.mark.parametrize("fsync", ["always", "everysec"])
+@pytest.mark.parametrize("fsync", ["always", "everysec"] if SOAK else ["everysec"])
 def test_kills_of_a_server_that_writes_to_disk(fsync):
     """What it has confirmed is there again after each; jobs run on meanwhile."""
     chance = dice(f"kills of redis, {fsync}")
