@@ -1,9 +1,12 @@
 """
 What was begun and how it ended, on disk: so that no request runs twice or is forgotten.
 
-One thread owns the file (`ledger`). What arrives while it commits makes the next
-transaction, and its answers come back to the event loop in one go. Knows nothing of
-requests beyond their `Entry`, and nothing of who answers them.
+What arrives in one turn of the event loop makes one transaction, which the loop writes
+itself as long as that is quick: it goes into the page cache, and handing it to a thread
+costs several times as much. A thread does all that waits for the disk: opening,
+checkpoints, deleting what is old, records that are to survive the machine's sudden end,
+and everything for a while once a transaction has taken long. Knows nothing of requests
+beyond their `Entry`, and nothing of who answers them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from .ledger import PAYLOAD, Ended, Entry, Key, Ledger, Outcome, Unfinished
 __all__ = ["PAYLOAD", "Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
 
 SENTS = 64  # of `sent` that are worth a statement
-LINGER = 1.0  # seconds that fewer wait for company
+LINGER = 0.05  # seconds that fewer wait for company
+SLOW = 0.05  # seconds; a transaction that takes longer in the loop is the last for a while
+RECOVERY = 10.0  # seconds until the loop tries again
 KEPT = 10_000  # ends kept in memory while the disk takes none
 CATCH_UP = 128  # of them written with one transaction, once it takes them again
 CHECK = 60.0  # seconds between two looks at age and size, while there is something to write
@@ -33,7 +38,7 @@ CHECK_BYTES = 1024 * 1024  # or so much written
 ROW = 300  # bytes of a row besides its payload, about
 HOLD = 0.05  # seconds that deleting what is old may hold up a commit
 
-_OPEN, _SENT, _CLOSE = "open", "sent", "close"
+_OPEN, _SENT, _CLOSE, _CARE = "open", "sent", "close", "care"
 
 T = TypeVar("T")
 _Done = asyncio.Future[None]
@@ -87,7 +92,8 @@ class Journal:
         self.on_change: Callable[[], None] = lambda: None
         self.on_unfinished: Callable[[list[Unfinished]], None] = lambda found: None
         self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
-        self._writer = _Writer(Ledger(path, sync), max_age, max_size, self._tell)
+        self._writer = _Writer(Ledger(path, sync), max_age, max_size, self._tell, sync == "full")
+        self._scheduled = False  # whether this turn's transaction is to come
         self._due: asyncio.TimerHandle | None = None  # rings for `sent`
 
     async def open(self) -> list[Unfinished]:
@@ -116,8 +122,7 @@ class Journal:
             raise JournalError("the journal is closed")
         asked = _Asked(entry, self._loop.create_future())
         self._writer.begins.append(asked)
-        if self._writer.quiet:
-            self._ring()
+        self._ring()
         try:
             return await asked.answer
         except asyncio.CancelledError:
@@ -137,8 +142,7 @@ class Journal:
             outcome = outcome._replace(payload=b"")
         recorded: asyncio.Future[None] = self._loop.create_future()
         self._writer.ends.append((Ended(entry, outcome), recorded))
-        if self._writer.quiet:
-            self._ring()
+        self._ring()
         await recorded
 
     def sent(self, entry: Entry) -> None:
@@ -174,12 +178,29 @@ class Journal:
         return JournalState(ok, text, failures, entries)
 
     def _ring(self) -> None:
-        self._writer.quiet = False
-        self._writer.bell.put(None)
+        """Something is to be written: at the end of this turn of the loop, or by the thread."""
+        if self._scheduled:
+            return
+        if self._writer.is_quick and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._write)
+        elif self._writer.quiet:
+            self._writer.quiet = False
+            self._writer.bell.put(None)
+
+    def _write(self) -> None:
+        self._scheduled = False
+        if not self._writer.write_here():
+            self._writer.bell.put(None)
+        elif self._writer.wants_care:
+            self._writer.bell.put((_CARE, None))
 
     def _hurry(self) -> None:
         self._due = None
-        self._writer.bell.put((_SENT, None))
+        if self._writer.is_quick:
+            self._ring()
+        else:
+            self._writer.bell.put((_SENT, None))
 
     def _stop_waiting(self) -> None:
         if self._due is not None:
@@ -218,13 +239,15 @@ class _News(NamedTuple):
 
 
 class _Writer:
-    """The thread's side.
+    """Writes batches, in the loop or in a thread, one at a time.
 
-    The loop appends to the deques and rings the bell if it finds the thread `quiet`;
-    the thread says that it is before it looks, so that nothing is overlooked.
+    The loop appends to the deques. It writes them itself, or rings the bell if it finds
+    the thread `quiet`; the thread says that it is before it looks, so that nothing is
+    overlooked.
 
     Args:
         tell: Called in the loop, once for each batch.
+        waits: Whether each transaction waits for the disk, and is none for the loop.
 
     Attributes:
         trouble: Why nothing can be recorded; empty if it can.
@@ -232,9 +255,18 @@ class _Writer:
     """
 
     def __init__(
-        self, ledger: Ledger, max_age: float, max_size: int, tell: Callable[[_News], None]
+        self,
+        ledger: Ledger,
+        max_age: float,
+        max_size: int,
+        tell: Callable[[_News], None],
+        waits: bool,
     ) -> None:
         self.ledger = ledger
+        self._waits = waits
+        self._lock = threading.Lock()  # whoever uses the ledger has it
+        self._here = False  # whether that is the loop
+        self._slow_until = 0.0  # monotonic seconds
         self.begins: deque[_Asked] = deque()
         self.ends: deque[tuple[Ended, _Done]] = deque()
         self.sents: deque[Entry] = deque()
@@ -253,26 +285,68 @@ class _Writer:
         self._written = 0  # bytes since `_checked`
         self._checked = 0.0
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the loop may write by itself."""
+        return (
+            self.ledger.is_open
+            and not (self._waits or self.trouble)
+            and time.monotonic() >= self._slow_until
+        )
+
+    @property
+    def wants_care(self) -> bool:
+        """Whether it is time to look after the file."""
+        return self._is_time_to_shrink() or self.ledger.wants_checkpoint
+
+    def write_here(self) -> bool:
+        """Write what there is, in the loop; False if the thread has the file."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self.is_quick:
+                return False
+            began = time.monotonic()
+            self._here = True
+            self._batch()
+            took = time.monotonic() - began
+            if took > SLOW:
+                self._slow_until = began + RECOVERY
+                log.debug("journal: a record took %.3f s", took)
+        finally:
+            self._here = False
+            self._lock.release()
+        return True
+
     def run(self) -> None:
         """Write until told to close."""
         while True:
             call = self.bell.get()
             self.quiet = True
             verb, future = call or ("", None)
-            if verb == _OPEN and future:
-                self._loop = future.get_loop()
-                self._answer([(future, self._open())])
-            self._hurry = verb in (_SENT, _CLOSE)
-            while self.begins or self.ends or self.forgets or self._due_sents():
-                self._batch()
-            if verb == _CLOSE and future:
-                self._close()
-                self._answer([(future, None)])
-                return
+            with self._lock:
+                if verb == _OPEN and future:
+                    self._loop = future.get_loop()
+                    self._answer([(future, self._open())])
+                self._hurry = verb in (_SENT, _CLOSE)
+                while self.begins or self.ends or self.forgets or self._due_sents():
+                    self._batch()
+                    self._shrink()
+                if verb == _CLOSE and future:
+                    self._close()
+                    self._answer([(future, None)])
+                    return
+                if verb == _CARE:
+                    self._shrink()
+                truncate = self.ledger.must_truncate
+                if truncate:
+                    self.ledger.checkpoint(truncate)
+            if self.ledger.wants_checkpoint:  # nobody waits for it
+                self.ledger.checkpoint()
 
     def _due_sents(self) -> int:
         waiting = len(self.sents)
-        return waiting if self._hurry or waiting >= SENTS else 0
+        return waiting if self._hurry or self._here or waiting >= SENTS else 0
 
     def _open(self) -> list[Unfinished]:
         try:
@@ -308,7 +382,6 @@ class _Writer:
         answers += [(future, None) for _, future in ends]
         self._answer(answers)
         self._forget(forgets)
-        self._shrink()
 
     def _record(
         self, begins: list[Entry], ends: list[Ended], sents: list[Entry]
@@ -365,9 +438,9 @@ class _Writer:
 
     def _shrink(self) -> None:
         """Make room in small steps; what is not done now is done after a later batch."""
-        now = time.monotonic()
-        if now - self._checked < CHECK and self._written < CHECK_BYTES:
+        if not self._is_time_to_shrink():
             return
+        now = time.monotonic()
         try:
             while more := self.ledger.shrink(self._max_age, self._max_size):
                 if time.monotonic() - now > HOLD:
@@ -377,6 +450,9 @@ class _Writer:
             return
         if not more:
             self._checked, self._written = now, 0
+
+    def _is_time_to_shrink(self) -> bool:
+        return time.monotonic() - self._checked >= CHECK or self._written >= CHECK_BYTES
 
     def _went(self, trouble: str) -> None:
         if bool(trouble) != bool(self.trouble):
@@ -390,6 +466,9 @@ class _Writer:
     def _answer(self, answers: list[_Answer]) -> None:
         news, self._news = self._news._replace(answers=answers), _News([])
         if news == self._news:
+            return
+        if self._here:
+            self._tell(news)
             return
         try:
             self._loop.call_soon_threadsafe(self._tell, news)

@@ -15,6 +15,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ PAYLOAD = 64 * 1024  # bytes of an answer that are kept; of a longer one nothing
 BUSY = 1.0  # seconds to wait for somebody who reads the file with other tools
 BROKEN = 3  # damaged files that are kept beside the new one
 WAL = 8 * 1024 * 1024  # bytes of write-ahead log that stay on disk when it is not in use
+LONGEST_WAL = 64 * 1024 * 1024  # bytes of it with which nobody writes until it is emptied
+CHECKPOINT = 500  # transactions, of some pages each, after which it is put into the file
 CACHE = 8 * 1024  # KiB of pages kept in memory
 ROWS = 16  # rows of a statement; of each number up to this one statement is kept prepared
 STEP = 500  # old rows deleted at a time: about 5 ms
@@ -147,10 +150,10 @@ class Ledger:
         self.entries = 0
         self._path = path
         self._sync = sync
-        self._full = sync == "full"  # one fsync for all of it
         self._lock = -1
         self._db: sqlite3.Connection | None = None
         self._next = 1  # id of the next row
+        self._commits = 0  # since the last checkpoint
         self._running: dict[Key, Row] = {}  # of this run: id and attempt
         self._owed: dict[Key, int] = {}  # ended and not yet sent: id
         self._told: set[Key] = set()  # of earlier runs, given out by `open`
@@ -267,6 +270,32 @@ class Ledger:
         )
         return int((pages - free) * each)
 
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the write-ahead log is worth being put into the file."""
+        return self._db is not None and self._commits > CHECKPOINT
+
+    @property
+    def must_truncate(self) -> bool:
+        """Whether it has grown all the same."""
+        with suppress(OSError):
+            return self._db is not None and os.path.getsize(self._path + "-wal") > LONGEST_WAL
+        return False
+
+    def checkpoint(self, truncate: bool = False) -> None:
+        """Put the write-ahead log into the file; waits for the disk.
+
+        By a connection of its own, so that others may write meanwhile; not so with
+        *truncate*.
+        """
+        self._commits = 0
+        mode = "TRUNCATE" if truncate else "PASSIVE"
+        try:
+            with closing(sqlite3.connect(self._path, timeout=BUSY)) as db:
+                db.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except sqlite3.Error as exc:
+            log.debug("journal: no checkpoint: %s", exc)
+
     def close(self) -> None:
         """Let go of the file; what is recorded stays."""
         self._disconnect()
@@ -289,8 +318,9 @@ class Ledger:
     def _connect(self) -> None:
         os.close(_private(self._path))
         db = self._db = sqlite3.connect(
-            self._path, timeout=BUSY, isolation_level=None, cached_statements=256
-        )
+            self._path, timeout=BUSY, isolation_level=None, cached_statements=256,
+            check_same_thread=False,  # the journal sees to it that there is one at a time
+        )  # fmt: skip
         version = self._value("PRAGMA user_version")
         if version > len(SCHEMA):
             raise JournalError(
@@ -298,7 +328,8 @@ class Ledger:
                 f"{len(SCHEMA)}): install that release, or move the file away"
             )
         for pragma in ("journal_mode = WAL", f"synchronous = {self._sync}",
-                       f"journal_size_limit = {WAL}", f"cache_size = -{CACHE}"):  # fmt: skip
+                       f"journal_size_limit = {WAL}", f"cache_size = -{CACHE}",
+                       "wal_autocheckpoint = 0"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}").fetchall()
         if version < len(SCHEMA):
             steps = "".join(SCHEMA[version:])
@@ -378,10 +409,9 @@ class Ledger:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         before = self.entries
-        # One statement is a transaction by itself, and each BEGIN and COMMIT has to queue for
-        # the interpreter as well. Ends and sents may be committed by themselves, since to
-        # record them once more changes nothing; the begins are last, all of them or none.
-        several = each or self._full or max(len(begins), len(ends), len(sents)) > ROWS
+        # One statement is a transaction by itself, and needs no BEGIN and COMMIT.
+        parts = (begins, ends, sents)
+        several = each or sum(map(bool, parts)) > 1 or max(map(len, parts)) > ROWS
         try:
             if several:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -393,6 +423,7 @@ class Ledger:
         except Exception:
             self.entries = before
             raise
+        self._commits += 1
         self._remember(new, ends, sents)
         return found
 

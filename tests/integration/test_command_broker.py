@@ -138,7 +138,9 @@ async def test_signals_are_as_a_program_expects_them():
     printed = await said(run="/bin/grep", args=["-E", "Sig(Ign|Blk)", "/proc/self/status"])
 
     inherited = {
-        n for n in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(n) is signal.SIG_IGN
+        n
+        for n in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+        if signal.getsignal(n) is signal.SIG_IGN
     }
     expected = sum(1 << n - 1 for n in inherited)  # of a shell that runs this in the background
     blocked, ignored = (int(line.split()[1], 16) for line in printed.splitlines())
