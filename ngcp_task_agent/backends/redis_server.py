@@ -37,6 +37,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..options import Options
+from .redis_connection import sound
 from .redis_topology import (
     NODE_TIMEOUT,
     Address,
@@ -183,7 +184,7 @@ class RedisServer:
             # A shard that waits for its replica must not hold up the others.
             return RedisCluster(startup_nodes=nodes, require_full_coverage=False, **kwargs)
         kwargs["retry"] = Retry(NoBackoff(), 1)  # an idle connection may have been closed
-        return Redis.from_pool(ConnectionPool(connection_class=self._kind, **kwargs))
+        return Redis.from_pool(ConnectionPool(connection_class=sound(self._kind), **kwargs))
 
     def follow(self, exc: Exception, connection: AbstractConnection) -> None:
         """Keep in mind whom to ask next: *exc* came from *connection*, or about it."""
@@ -200,7 +201,7 @@ class RedisServer:
         return f"{self} at {there}"
 
     def _connection(self, **address: Any) -> AbstractConnection:
-        return self._kind(**(self._common() | address), socket_timeout=None)
+        return sound(self._kind)(**(self._common() | address), socket_timeout=None)
 
     async def _dial(self, address: Address) -> AbstractConnection:
         return await _opened(self._connection(**address._asdict()))

@@ -22,6 +22,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..errors import BackendError
+from .redis_connection import gone
 from .redis_server import RedisServer, pause
 from .redis_stream_scripts import Script
 from .redis_topology import slot_of
@@ -180,9 +181,8 @@ class Calls:
         try:
             async with asyncio.timeout(limit):
                 return await client.execute_command(*words)
-        except RuntimeError as exc:
-            # uvloop's word for a connection that the client has closed in another task.
-            raise RedisConnectionError(str(exc)) from exc
+        except RuntimeError as exc:  # clients of several servers make their connections themselves
+            raise gone(exc) from exc
         except AuthenticationError:
             # The password may have been changed: the next client reads the file again.
             if self._client is client:

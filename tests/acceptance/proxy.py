@@ -2,16 +2,24 @@
 
 import socket
 import threading
+import time
 
 BUFFER = 65536  # bytes read at once
 
 
 class Link:
-    """One connection that passes through; two threads carry it."""
+    """One connection that passes through; two threads carry it.
 
-    def __init__(self, inner, outer):
+    Attributes:
+        swallows: Whether nothing passes, not even the end.
+        mute: Whether what the server says is lost, and what it is told is not.
+        delay: Seconds that everything takes on its way.
+    """
+
+    def __init__(self, inner, outer, delay=0.0):
         self.ends = (inner, outer)
-        self.swallows = False
+        self.swallows = self.mute = False
+        self.delay = delay
         self.threads = [
             threading.Thread(target=self._carry, args=pair, daemon=True)
             for pair in (self.ends, self.ends[::-1])
@@ -22,7 +30,9 @@ class Link:
     def _carry(self, source, target):
         try:
             while data := source.recv(BUFFER):
-                if not self.swallows:
+                if self.delay:
+                    time.sleep(self.delay)
+                if not self.swallows and not (self.mute and source is self.ends[1]):
                     target.sendall(data)
         except OSError:
             pass
@@ -54,12 +64,14 @@ class Proxy:
     Attributes:
         port: Where to connect instead.
         accepted: How many connections there have been.
+        delay: Seconds that everything takes on new connections.
     """
 
     def __init__(self, target):
         self.target = target
         self.port = 0
         self.accepted = 0
+        self.delay = 0.0
         self.links = []
         self.door = None
         self.open()
@@ -90,12 +102,37 @@ class Proxy:
                 inner.close()
                 continue
             outer.settimeout(None)
-            self.links.append(Link(inner, outer))
+            self.links.append(Link(inner, outer, self.delay))
 
     def swallow(self):
         """From now on nothing passes through the present connections; they stay open."""
         for link in self.links:
             link.swallows = True
+
+    def slow(self, seconds):
+        """From now on everything takes *seconds* on its way, in each direction."""
+        self.delay = seconds
+        for link in self.links:
+            link.delay = seconds
+
+    def mute(self):
+        """From now on the server hears what is said on present connections, and is not heard."""
+        for link in self.links:
+            link.mute = True
+
+    def half_close(self):
+        """The server seems to say no more on the present connections, but it listens."""
+        for link in self.links:
+            try:
+                link.ends[0].shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    def cut(self):
+        """End the present connections, and take new ones."""
+        for link in self.links[:]:
+            link.close()
+            self.links.remove(link)
 
     def shut(self):
         """Refuse connections and end all there are."""
