@@ -194,6 +194,9 @@ class Publisher:
             with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(REPLY_TIMEOUT):
                     await self._cluster().initialize()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # the library may have swallowed it
 
     async def disconnect(self) -> None:
         """Drop the connection; the next message makes a new one."""
