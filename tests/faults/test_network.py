@@ -26,8 +26,8 @@ def far(fleet, proxy, name="far", tasks=TASKS):
     return fleet.node(name, tasks, port=proxy.port)
 
 
-# One that ends at once, and one that has to be noticed; the others, alone, in a soak.
-@pytest.mark.parametrize("fault", FAULTS if SOAK else ("cut", "mute"))
+# In the fast part the others come with `test_faults_at_random`: to notice them takes long.
+@pytest.mark.parametrize("fault", FAULTS if SOAK else FAULTS[:1])
 def test_a_fault_amid_jobs(fleet, proxy, fault):
     """The only node is cut off in the middle; it comes back and answers each once."""
     tasks = {"work": {**TASKS["work"], "seconds": 1, "max_running": 20}}
