@@ -94,7 +94,9 @@ def open_dead(link: Mapping[str, Any]) -> DeadLetters:
     """The dead letters of ``--control-stream``, or of ``--task``."""
     said, directory = _said(link)
     stream, task = link.get("control_stream"), link.get("task")
-    if task and not stream:
+    if task and stream:
+        raise click.UsageError("--task or --control-stream, not both")
+    if task:
         stream = _file(directory, task).stream
         if not stream:
             raise click.BadParameter(f"{task} has no control stream here", param_hint="--task")

@@ -15,6 +15,7 @@ import click
 from ..client import TIMEOUT, Posted, Result
 from ..errors import MessageError
 from ..messages import decode, encode
+from . import words
 from .link import EXIT, EXIT_INTERRUPTED, failing, link_options, open_client, posting
 from .show import Follower, as_json, show_data, show_missing
 
@@ -33,9 +34,9 @@ from .show import Follower, as_json, show_data, show_missing
 @click.option("--quiet", "-q", "form", flag_value="quiet", help="Only the results.")
 @click.option("--ttl", type=click.FloatRange(0.001), metavar="SECONDS",
               help="Not to be started later than this, by the bus's clock.")  # fmt: skip
-@click.option("--control-stream", metavar="KEY",
+@click.option("--control-stream", type=words.key, metavar="KEY",
               help="Post it there; default the task's in --config-dir.")  # fmt: skip
-@click.option("--feedback-stream", metavar="KEY", help="Keep the answers there.")
+@click.option("--feedback-stream", type=words.key, metavar="KEY", help="Keep the answers there.")
 @click.option("--durable", is_flag=True, help="Keep the answers, in a stream of their own.")
 @click.option("--no-wait", is_flag=True, help="Print the uuid and the feedback stream, and leave.")
 @link_options

@@ -102,6 +102,17 @@ def test_a_json_line_holds_uuid_stream_and_cursor(bus, ngcp_task):
     assert posted["feedback_stream"]
 
 
+@pytest.mark.parametrize("option", ["--feedback-stream", "--control-stream"])
+def test_a_key_does_not_begin_with_a_dash(bus, ngcp_task, option):
+    """Whoever forgets the key does not keep answers, or post, in one called --no-wait."""
+    sent = ngcp_task("send", "backup", option, "--no-wait")
+
+    assert (sent.returncode, sent.stdout) == (2, "")
+    assert f"{option}" in sent.stderr
+    assert "'--no-wait' is no key" in sent.stderr
+    assert bus.keys() == []
+
+
 def test_what_is_gone_is_said(bus, ngcp_task):
     """Exit 3, and why."""
     for number in range(5):
@@ -189,6 +200,24 @@ def test_purge_by_age(bus, ngcp_task):
     assert (done.returncode, done.stdout) == (0, f"{old}\n")
     assert [entry.decode() for entry, _ in bus.xrange(DEAD)] == [young]
     assert bus.exists("requests") == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dead", "show", "xx"),
+        ("dead", "replay", "1700000000000-0", "xx"),
+        ("dead", "purge", "1700000000000"),
+        ("collect", "fb", "--cursor", "abc"),
+        ("dead", "list", "--task", "backup", "--control-stream", "requests"),
+    ],
+)
+def test_what_cannot_be_an_id_is_wrong_usage(bus, ngcp_task, words):
+    """Not a bus that is away. Half an id could be of two letters, and two streams are too many."""
+    done = ngcp_task(*words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage:" in done.stderr
 
 
 def test_usage_and_a_bus_that_is_away(ngcp_task):
