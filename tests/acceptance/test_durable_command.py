@@ -146,6 +146,66 @@ def test_the_tasks_file_says_where_it_is_posted(bus, start, tmp_path):
     assert out == "sp1: accepted\nprx01a: accepted\nprx01a: done\n"
 
 
+@pytest.fixture
+def by_file(tmp_path, server):
+    """Run the command; its words, and only files say where Redis is: redis.yml says it wrong."""
+
+    def run(*words, where="", **defaults):
+        write_file(tmp_path / "etc" / "backends" / "redis.yml", {"url": "redis://127.0.0.1:1"})
+        fields = {**defaults, "url": server.url}
+        write_file(
+            tmp_path / "etc" / "backends" / "redis_stream.yml", {where: fields} if where else fields
+        )
+        write_file(tmp_path / "etc" / "tasks" / "backup.yml", {"backend": "redis_stream"})
+        return subprocess.run(
+            [COMMANDS / "ngcp-task", *words, "--config-dir", tmp_path / "etc"],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("where", ["", "options", "backend_options"])
+def test_what_the_streams_file_says_holds_for_a_task_that_says_nothing(bus, by_file, where):
+    """As for the agent: its server, its stream, and that one of a pool runs it."""
+    defaults = {"control_stream": "requests", "delivery": "anycast", "pool": "p"}
+    letter = bury(bus)
+
+    sent = by_file("send", "backup", "--no-wait", "--json", where=where, **defaults)
+    listed = by_file("dead", "list", "--task", "backup", "--json", where=where, **defaults)
+
+    assert (sent.returncode, listed.returncode) == (0, 0), sent.stderr + listed.stderr
+    assert json.loads(sent.stdout)["pool"] is True
+    assert [request["task"] for request in requests_in(bus)] == ["backup"]
+    assert json.loads(listed.stdout)["id"] == letter
+
+
+def test_streams_are_on_the_server_of_the_streams(bus, by_file):
+    """Also where the command names the stream; what is no stream goes by redis.yml."""
+    bury(bus)
+
+    sent = by_file("send", "x", "--control-stream", "requests", "--no-wait", "--json")
+    listed = by_file("dead", "list", "--control-stream", "requests")
+    plain = by_file("send", "x")
+
+    assert (sent.returncode, listed.returncode, plain.returncode) == (0, 0, 6), sent.stderr
+    assert json.loads(sent.stdout)["pool"] is False
+    assert bus.xlen("requests") == 1
+
+
+def test_the_end_of_one_of_a_pool_is_the_end(bus, start):
+    """Where no file is at hand to tell of the pool; the one that died never ends."""
+    process = start("send", "backup", "--control-stream", "requests", "--pool", "--timeout", "20")
+    until(lambda: bus.xlen("requests"), 10, "posted")
+    [request] = requests_in(bus)
+    key = request["options"]["feedback_stream"]
+    keep(bus, key, request["uuid"], "accepted")
+    keep(bus, key, request["uuid"], "done", src="prx01a")
+    _, err = process.communicate(timeout=10)
+
+    assert (process.returncode, err) == (0, "")
+
+
 def test_dead_letters_are_listed_and_shown(bus, ngcp_task):
     """A table for people, JSON for scripts; exit 3 where there are none."""
     assert ngcp_task("dead", "list", "--control-stream", "requests").returncode == 3
