@@ -66,12 +66,12 @@ def requests_in(bus, stream="requests"):
     return [json.loads(fields[b"request"]) for _, fields in bus.xrange(stream)]
 
 
-def bury(bus, failed=None, **fields):
+def bury(bus, failed=None, group="pool:p", **fields):
     """Put a dead letter there, as the stream backend does; its id."""
     request = {"uuid": str(uuid.uuid4()), "task": "backup", "src": "web01a", "dst": "*",
                "timestamp": 1.0, "options": {"ttl": 5}, **fields}  # fmt: skip
     letter = {"request": json.dumps(request), "reason": "exit code 3", "attempts": "2",
-              "group": "g", "node": "sp1", "stream": "requests", "entry": "1-0",
+              "group": group, "node": "sp1", "stream": "requests", "entry": "1-0",
               "failed": str(failed or time.time())}  # fmt: skip
     return bus.xadd(DEAD, letter).decode()
 
@@ -236,6 +236,17 @@ def test_a_replay_is_a_new_request(bus, ngcp_task):
     assert request["uuid"] != "old"
     assert "timestamp" not in request
     assert bus.xlen(DEAD) == 0
+
+
+@pytest.mark.parametrize(("group", "dst"), [("node:sp1:0a1b", "sp1"), ("pool:p", "*")])
+def test_a_replay_is_for_the_node_that_failed(bus, ngcp_task, group, dst):
+    """The others have done it; of a pool anybody may."""
+    letter = bury(bus, group=group)
+
+    done = ngcp_task("dead", "replay", letter, "--control-stream", "requests")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [request["dst"] for request in requests_in(bus)] == [dst]
 
 
 def test_two_who_replay_at_once_post_each_once(bus, start):
