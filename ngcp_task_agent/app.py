@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import registry
+from .backends.redis_stream_keys import SUBSCRIPTION
 from .config import (
     Document,
     Files,
@@ -30,6 +31,11 @@ from .facts import Facts
 from .interfaces import Backend, Broker, FactSource
 from .nodes.ngcp import is_ngcp
 from .options import Options
+from .retry import NEVER
+
+# What says where a task listens. One that its backend does not know would be passed over,
+# and the task would listen on the default of all.
+LISTENING = frozenset(("control_channel", *SUBSCRIPTION))
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +181,7 @@ class Loader:
             broker = _make("brokers", parsed.broker, parsed.broker_options, "", options)
         if broker is not None:
             parsed.broker_options.close()
+        self._check_listening(parsed, channel, options, setup)
         if options.problems or broker is None or channel is None:
             setup.problems.extend(options.problems)
             if parsed.enabled:
@@ -199,7 +206,7 @@ class Loader:
             parsed.retry,
             parsed.journal_required,
         )  # fmt: skip
-        notes = [*parsed.broker_options.notes, *parsed.backend_options.unknown()]
+        notes = [*options.notes, *parsed.backend_options.unknown()]
         self._built[document.file] = _Built(document.text, task, notes)
         return task
 
@@ -210,6 +217,21 @@ class Loader:
         if not self._is_broken(parsed.backend, setup):
             options.problem("backend", repr(parsed.backend), _known_backends(setup))
         return None
+
+    def _check_listening(
+        self, parsed: TaskFile, channel: str | None, options: Options, setup: Setup
+    ) -> None:
+        """Keys of another backend: a mistake where they would have said where it listens."""
+        if channel:
+            options.problems.extend(
+                problem
+                for problem in parsed.backend_options.unknown()
+                if problem.key.rpartition(".")[2] in LISTENING
+            )
+        backend = self._backend(parsed.backend, setup)
+        if parsed.retry != NEVER and getattr(backend, "forgets", False):
+            found = f"it, and the backend {parsed.backend}, so it has no effect"
+            options.note("retry", found, "backend: redis_stream, whose requests can be tried again")
 
     def _check_backend(self, task: Task, file: str, setup: Setup) -> None:
         """A task that has not changed may have lost its backend."""

@@ -111,6 +111,9 @@ class Backend(Protocol):
         on_change: Called when `state` has changed; set by the daemon.
         host: Whom it serves; set by the daemon before `open`.
         shared: Whether the responses to all addresses wait in one queue.
+
+    Whose requests come without a claim may say so with ``forgets = True``; then `check`
+    warns of tasks that want to be tried again.
     """
 
     on_change: Callable[[], None]

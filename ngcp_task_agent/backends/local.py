@@ -47,6 +47,7 @@ class LocalBackend:
     """
 
     shared = False
+    forgets = True
 
     def __init__(self, options: Options) -> None:
         self._path = options.text("path")

@@ -57,6 +57,7 @@ class RedisBackend:
     """
 
     shared = True
+    forgets = True
 
     def __init__(self, options: Options) -> None:
         self._server = RedisServer(options)

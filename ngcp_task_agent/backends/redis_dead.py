@@ -24,6 +24,7 @@ from .redis_keys import dead_key
 from .redis_server import RedisServer
 
 PAGE = 100  # entries read at once
+NODE_GROUP = "node:"  # so begins the group of a node that decides by dst
 # Whoever takes the letter away posts the request: two who replay it at once post it once.
 REPLAY = """
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return false end
@@ -118,7 +119,8 @@ class DeadLetters:
 
         Returns:
             The request's new uuid: one that has ended is not run again. Empty where
-            somebody else has been faster.
+            somebody else has been faster. What has failed on a node that decides for
+            itself is posted for that node only: the others have done it.
 
         Raises:
             BackendError: It is no request.
@@ -126,6 +128,8 @@ class DeadLetters:
         if not letter.about:
             raise BackendError(f"{letter.id} holds no request; see show, and purge")
         fresh = {**letter.about, "uuid": str(uuid.uuid4())}
+        if letter.fields.get("group", "").startswith(NODE_GROUP) and letter.fields.get("node"):
+            fresh["dst"] = letter.fields["node"]
         for name in ("timestamp", "datetime"):  # its time begins again
             fresh.pop(name, None)
         posted = await self._ask(

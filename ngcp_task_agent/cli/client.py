@@ -40,8 +40,9 @@ def command(context: click.Context, /, **link: str | None) -> None:
     """Ask agents to run tasks, and show what comes back.
 
     The way to the agents is, in this order: --socket, --redis, the variables
-    NGCP_TASK_SOCKET and NGCP_TASK_REDIS, backends/redis.yml of --config-dir, the
-    agent's socket on this host, and Redis on localhost.
+    NGCP_TASK_SOCKET and NGCP_TASK_REDIS, backends/redis.yml of --config-dir or else
+    backends/redis_stream.yml (for durable requests and dead letters the other way
+    round), the agent's socket on this host, and Redis on localhost.
     """
     remember_link(context, link)
 

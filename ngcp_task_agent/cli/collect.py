@@ -7,15 +7,16 @@ from __future__ import annotations
 import click
 
 from ..client import TIMEOUT
+from . import words
 from .link import link_options, open_client
 from .send import finish, guarded
 from .show import Follower
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", type=words.key)
 @click.option("--ref", default="", metavar="UUID", help="The request; default the first there.")
-@click.option("--cursor", default="0", show_default=True, metavar="ID",
+@click.option("--cursor", default="0", type=words.cursor, show_default=True, metavar="ID",
               help="Only what came after this entry.")  # fmt: skip
 @click.option("--timeout", default=TIMEOUT, show_default=True, type=click.FloatRange(0.01),
               metavar="SECONDS", help="For everything.")  # fmt: skip

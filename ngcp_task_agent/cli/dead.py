@@ -17,6 +17,7 @@ from ..backends.redis_dead import DeadLetter, DeadLetters
 from ..errors import BackendError
 from ..feedback import CONTROL_STREAM
 from ..messages import encode
+from . import words
 from .link import EXIT_NONE, F, fail, link_options, open_dead
 from .show import printable
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 def _options(function: F) -> F:
     stream = click.option(
-        "--control-stream", metavar="KEY", help=f"Whose; default {CONTROL_STREAM}."
+        "--control-stream", type=words.key, metavar="KEY", help=f"Whose; default {CONTROL_STREAM}."
     )
     task = click.option("--task", metavar="NAME", help="That of this task in --config-dir.")
     decorated: F = stream(task(link_options(function)))
@@ -62,7 +63,7 @@ def list_(json_: bool, **link: str | None) -> None:
 
 
 @dead.command()
-@click.argument("entry", metavar="ID")
+@click.argument("entry", type=words.entry, metavar="ID")
 @_options
 def show(entry: str, **link: str | None) -> None:
     """Show all that is known of one, as JSON.
@@ -77,7 +78,7 @@ def show(entry: str, **link: str | None) -> None:
 
 
 @dead.command()
-@click.argument("entry", metavar="ID", nargs=-1)
+@click.argument("entry", type=words.entry, metavar="ID", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="All of them.")
 @_options
 def replay(entry: tuple[str, ...], all_: bool, **link: str | None) -> None:
@@ -101,7 +102,7 @@ def replay(entry: tuple[str, ...], all_: bool, **link: str | None) -> None:
 
 
 @dead.command()
-@click.argument("entry", metavar="ID", nargs=-1)
+@click.argument("entry", type=words.entry, metavar="ID", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="All of them.")
 @click.option("--older-than", default=0.0, type=click.FloatRange(0), metavar="DAYS",
               help="Only those that have failed before.")  # fmt: skip

@@ -15,10 +15,12 @@ import click
 
 from .. import yamlfile
 from ..backends.redis_dead import DeadLetters
+from ..backends.redis_stream_keys import SUBSCRIPTION, Subscription
 from ..client import CONTROL_CHANNEL, Client, ClientError, FeedbackLost, Outcome, Result
 from ..config import CONFIG_DIR, LOCAL_SOCKET
 from ..errors import BackendError, TaskAgentError
 from ..feedback import CONTROL_STREAM
+from ..options import Options
 
 EXIT = {
     Outcome.DONE: 0,
@@ -31,6 +33,10 @@ EXIT_NONE = EXIT[Outcome.NO_ANSWER]
 EXIT_UNREACHABLE = 6
 EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 KEYS = ("redis", "socket", "config_dir", "channel", "src")
+STREAMS = "redis_stream"  # the backend of durable tasks
+BACKENDS = ("redis", STREAMS)
+DURABLE = (STREAMS, "redis")  # the other way round: a stream may be on a server of its own
+DEEPER = ("options", "backend_options")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +53,8 @@ def link_options(function: F) -> F:
         click.option(
             "--config-dir",
             metavar="DIR",
-            help=f"Where backends/redis.yml is looked for (default {CONFIG_DIR}).",
+            help="Where backends/redis.yml and redis_stream.yml are looked for "
+            f"(default {CONFIG_DIR}).",
         ),
         click.option("--socket", metavar="PATH", help="Socket of the agent on this host."),
         click.option("--redis", metavar="URL", help="redis://…, rediss://… or unix://PATH."),
@@ -61,17 +68,18 @@ def remember_link(context: click.Context, link: Mapping[str, str | None]) -> Non
     context.obj = dict(link)
 
 
-def open_client(link: Mapping[str, Any], task: str = "") -> Client:
+def open_client(link: Mapping[str, Any], task: str = "", control_stream: str = "") -> Client:
     """The client for what was said, before and after the verb.
 
     Args:
         link: The options after the verb; those before it are in click's context.
         task: Looked up for its control channel.
+        control_stream: Where requests are posted, if they are: on the server of the streams.
     """
     said, directory = _said(link)
     channel = said["channel"] or _file(directory, task).channel or CONTROL_CHANNEL
     kwargs = {"channel": channel, "src": said["src"] or ""}
-    path, server = _way(said, directory)
+    path, server = _way(said, directory, DURABLE if control_stream else BACKENDS)
     with failing():
         return Client.local(path, **kwargs) if path else Client.redis(server, **kwargs)
 
@@ -84,7 +92,7 @@ def posting(link: Mapping[str, Any], task: str) -> tuple[str, bool]:
         said; and whether one node of a pool runs each request.
     """
     said, directory = _said(link)
-    if said["channel"] or _way(said, directory)[0]:
+    if said["channel"] or _way(said, directory, DURABLE)[0]:
         return "", False
     found = _file(directory, task)
     return found.stream, found.pool
@@ -94,11 +102,13 @@ def open_dead(link: Mapping[str, Any]) -> DeadLetters:
     """The dead letters of ``--control-stream``, or of ``--task``."""
     said, directory = _said(link)
     stream, task = link.get("control_stream"), link.get("task")
-    if task and not stream:
+    if task and stream:
+        raise click.UsageError("--task or --control-stream, not both")
+    if task:
         stream = _file(directory, task).stream
         if not stream:
             raise click.BadParameter(f"{task} has no control stream here", param_hint="--task")
-    path, server = _way(said, directory)
+    path, server = _way(said, directory, DURABLE)
     if path:
         raise click.UsageError("dead letters are kept by Redis: say --redis URL")
     fields = {"url": server} if isinstance(server, str) else server
@@ -142,15 +152,21 @@ def _said(link: Mapping[str, Any]) -> tuple[dict[str, str | None], str]:
     return said, directory
 
 
-def _way(said: Mapping[str, str | None], directory: str) -> tuple[str, Any]:
-    """A socket's path, or else a Redis server."""
+def _way(
+    said: Mapping[str, str | None], directory: str, backends: tuple[str, ...] = BACKENDS
+) -> tuple[str, Any]:
+    """A socket's path, or else a Redis server.
+
+    Args:
+        backends: Whose file is asked for the server, the first that there is.
+    """
     if said["socket"] or said["redis"]:
         return said["socket"] or "", said["redis"]
     path, url = os.environ.get("NGCP_TASK_SOCKET", ""), os.environ.get("NGCP_TASK_REDIS", "")
     if path or url:
         return path, url
-    for name in ("redis.yml", "redis_stream.yml"):
-        fields = _read(Path(directory, "backends", name))
+    for name in backends:
+        fields = _backend(directory, name)
         if fields is not None:
             return "", _server(fields, directory)
     agent = _read(Path(directory, "agent.yml")) or {}
@@ -160,8 +176,7 @@ def _way(said: Mapping[str, str | None], directory: str) -> tuple[str, Any]:
 
 def _server(fields: Mapping[str, Any], directory: str) -> dict[str, Any]:
     """The agent's server, as a client reaches it."""
-    inner = fields.get("backend_options") or fields.get("options") or {}
-    server = {k: v for k, v in {**fields, **inner}.items() if k != "client_name"}
+    server = {key: value for key, value in fields.items() if key != "client_name"}
     for key in ("password_file", "sentinel_password_file",
                 "tls_ca_file", "tls_cert_file", "tls_key_file"):  # fmt: skip
         if isinstance(server.get(key), str) and not server[key].startswith("$"):
@@ -182,11 +197,24 @@ def _file(directory: str, task: str) -> _Task:
     fields = _read(Path(directory, "tasks", f"{task}.yml")) or {}
     options = fields.get("backend_options")
     options = options if isinstance(options, dict) else {}
-    if fields.get("backend") == "redis_stream":
-        stream = options.get("control_stream") or CONTROL_STREAM
-        return _Task("", str(stream), options.get("delivery") == "anycast")
+    if fields.get("backend") == STREAMS:
+        if all(options.get(key) is None for key in SUBSCRIPTION):
+            options = _backend(directory, STREAMS) or {}  # its defaults, as for the agent
+        found = Subscription.read(Options(options, task))
+        return _Task("", found.stream, bool(found.pool))
     channel = options.get("control_channel")
     return _Task(channel if isinstance(channel, str) else "")
+
+
+def _backend(directory: str, name: str) -> dict[str, Any] | None:
+    """The keys of a backend's file, which may stand one level deeper as well."""
+    fields = _read(Path(directory, "backends", f"{name}.yml"))
+    if fields is None:
+        return None
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat.update(value if key in DEEPER and isinstance(value, dict) else {key: value})
+    return flat
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ import click
 from ..client import TIMEOUT, Posted, Result
 from ..errors import MessageError
 from ..messages import decode, encode
+from . import words
 from .link import EXIT, EXIT_INTERRUPTED, failing, link_options, open_client, posting
 from .show import Follower, as_json, show_data, show_missing
 
@@ -33,16 +34,18 @@ from .show import Follower, as_json, show_data, show_missing
 @click.option("--quiet", "-q", "form", flag_value="quiet", help="Only the results.")
 @click.option("--ttl", type=click.FloatRange(0.001), metavar="SECONDS",
               help="Not to be started later than this, by the bus's clock.")  # fmt: skip
-@click.option("--control-stream", metavar="KEY",
+@click.option("--control-stream", type=words.key, metavar="KEY",
               help="Post it there; default the task's in --config-dir.")  # fmt: skip
-@click.option("--feedback-stream", metavar="KEY", help="Keep the answers there.")
+@click.option("--feedback-stream", type=words.key, metavar="KEY", help="Keep the answers there.")
 @click.option("--durable", is_flag=True, help="Keep the answers, in a stream of their own.")
+@click.option("--pool", is_flag=True,
+              help="One node of several runs it; its end is the end.")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Print the uuid and the feedback stream, and leave.")
 @link_options
 def send(
     task: str, dst: str, data: str | None, timeout: float, follow: bool, result: bool,
     form: str | None, ttl: float | None, control_stream: str | None,
-    feedback_stream: str | None, durable: bool, no_wait: bool, **link: str | None,
+    feedback_stream: str | None, durable: bool, pool: bool, no_wait: bool, **link: str | None,
 ) -> None:  # fmt: skip
     """Run TASK on the nodes that DST selects.
 
@@ -55,7 +58,8 @@ def send(
     """
     options = {"stream": follow or None, "result": result or None}
     ref = str(uuid.uuid4())
-    stream, pool = _way(link, task, control_stream)
+    found, in_pool = posting(link, task)
+    stream = control_stream or found
     request: dict[str, Any] = {
         "dst": dst,
         "data": _read_data(data),
@@ -63,10 +67,10 @@ def send(
         "ttl": ttl,
         "control_stream": stream,
         "feedback_stream": feedback_stream or durable or no_wait or bool(stream),
-        "pool": pool,
+        "pool": pool or in_pool,
         "ref": ref,
     }
-    with open_client(link, task) as client, guarded(ref):
+    with open_client(link, task, stream) as client, guarded(ref):
         if no_wait:
             _show_posted(client.post(task, **request), form)
             return
@@ -76,17 +80,13 @@ def send(
     finish(answer, form, task, dst)
 
 
-def _way(link: Mapping[str, Any], task: str, control_stream: str | None) -> tuple[str, bool]:
-    stream, pool = posting(link, task)
-    return (control_stream or stream), pool
-
-
 def _show_posted(posted: Posted, form: str | None) -> None:
     if form == "json":
         fields = {
             "uuid": posted.uuid,
             "feedback_stream": posted.feedback_stream,
             "cursor": posted.cursor,
+            "pool": posted.pool,
         }
         click.echo(encode(fields).decode())
     else:

@@ -104,6 +104,55 @@ def test_what_is_broken_is_78_and_named(config, name):
     assert "Traceback" not in text
 
 
+STREAMS = RUN.replace("backend: redis\n", "backend: redis_stream\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (RUN.replace("control_channel: ngcp-task-agent-redis", "control_stream: jobs"),
+         "control_stream"),
+        (RUN.replace("backend_options:\n", "backend_options:\n  delivery: anycast\n"), "delivery"),
+        (RUN.replace("backend_options:\n", "backend_options:\n  pool: p\n"), "pool"),
+        (RUN.replace("backend_options:\n", "backend_options:\n  members: db*\n"), "members"),
+        (STREAMS, "control_channel"),
+    ],
+)  # fmt: skip
+def test_a_key_of_another_backend_is_a_mistake(config, text, key):
+    """The task would listen on the default channel of all, or the default stream."""
+    write_file(config / "tasks" / "t.yml", text)
+
+    status, said = check(config)
+
+    assert status == 78, said
+    assert lines_with(said, f"tasks/t.yml: backend_options.{key}: found an unknown key")
+    assert "warning" not in said
+
+
+@pytest.mark.parametrize("text", [RUN, "broker: command\nbroker_options: {run: /bin/true}\n"
+                                       "backend: local\n"])  # fmt: skip
+def test_retry_where_nothing_is_kept_is_a_warning(config, text):
+    """It does no harm, and nothing else."""
+    write_file(config / "tasks" / "t.yml", text + "retry: {attempts: 3}\n")
+
+    status, said = check(config)
+
+    assert status == 0, said
+    assert lines_with(said, "warning: tasks/t.yml: retry:", "redis_stream")
+
+
+def test_retry_where_requests_are_kept_is_none(config):
+    """Nor is its absence."""
+    kept = STREAMS.replace("control_channel", "control_stream")
+    write_file(config / "tasks" / "t.yml", kept + "retry: {attempts: 3}\n")
+    write_file(config / "tasks" / "u.yml", RUN.replace("name: t", "name: u"))
+
+    status, said = check(config)
+
+    assert status == 0, said
+    assert "warning" not in said
+
+
 def test_every_error_is_said_at_once(config):
     """Two broken tasks, one of them twice, and agent.yml; the sound task is not blamed."""
     write_file(config / "tasks" / "one.yml", RUN + "timeout: soon\nmax_running: many\n")

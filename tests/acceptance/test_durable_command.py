@@ -66,12 +66,12 @@ def requests_in(bus, stream="requests"):
     return [json.loads(fields[b"request"]) for _, fields in bus.xrange(stream)]
 
 
-def bury(bus, failed=None, **fields):
+def bury(bus, failed=None, group="pool:p", **fields):
     """Put a dead letter there, as the stream backend does; its id."""
     request = {"uuid": str(uuid.uuid4()), "task": "backup", "src": "web01a", "dst": "*",
                "timestamp": 1.0, "options": {"ttl": 5}, **fields}  # fmt: skip
     letter = {"request": json.dumps(request), "reason": "exit code 3", "attempts": "2",
-              "group": "g", "node": "sp1", "stream": "requests", "entry": "1-0",
+              "group": group, "node": "sp1", "stream": "requests", "entry": "1-0",
               "failed": str(failed or time.time())}  # fmt: skip
     return bus.xadd(DEAD, letter).decode()
 
@@ -100,6 +100,17 @@ def test_a_json_line_holds_uuid_stream_and_cursor(bus, ngcp_task):
     assert posted["uuid"] == requests_in(bus)[0]["uuid"]
     assert posted["cursor"] == "0"
     assert posted["feedback_stream"]
+
+
+@pytest.mark.parametrize("option", ["--feedback-stream", "--control-stream"])
+def test_a_key_does_not_begin_with_a_dash(bus, ngcp_task, option):
+    """Whoever forgets the key does not keep answers, or post, in one called --no-wait."""
+    sent = ngcp_task("send", "backup", option, "--no-wait")
+
+    assert (sent.returncode, sent.stdout) == (2, "")
+    assert f"{option}" in sent.stderr
+    assert "'--no-wait' is no key" in sent.stderr
+    assert bus.keys() == []
 
 
 def test_what_is_gone_is_said(bus, ngcp_task):
@@ -135,6 +146,66 @@ def test_the_tasks_file_says_where_it_is_posted(bus, start, tmp_path):
     assert out == "sp1: accepted\nprx01a: accepted\nprx01a: done\n"
 
 
+@pytest.fixture
+def by_file(tmp_path, server):
+    """Run the command; its words, and only files say where Redis is: redis.yml says it wrong."""
+
+    def run(*words, where="", **defaults):
+        write_file(tmp_path / "etc" / "backends" / "redis.yml", {"url": "redis://127.0.0.1:1"})
+        fields = {**defaults, "url": server.url}
+        write_file(
+            tmp_path / "etc" / "backends" / "redis_stream.yml", {where: fields} if where else fields
+        )
+        write_file(tmp_path / "etc" / "tasks" / "backup.yml", {"backend": "redis_stream"})
+        return subprocess.run(
+            [COMMANDS / "ngcp-task", *words, "--config-dir", tmp_path / "etc"],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("where", ["", "options", "backend_options"])
+def test_what_the_streams_file_says_holds_for_a_task_that_says_nothing(bus, by_file, where):
+    """As for the agent: its server, its stream, and that one of a pool runs it."""
+    defaults = {"control_stream": "requests", "delivery": "anycast", "pool": "p"}
+    letter = bury(bus)
+
+    sent = by_file("send", "backup", "--no-wait", "--json", where=where, **defaults)
+    listed = by_file("dead", "list", "--task", "backup", "--json", where=where, **defaults)
+
+    assert (sent.returncode, listed.returncode) == (0, 0), sent.stderr + listed.stderr
+    assert json.loads(sent.stdout)["pool"] is True
+    assert [request["task"] for request in requests_in(bus)] == ["backup"]
+    assert json.loads(listed.stdout)["id"] == letter
+
+
+def test_streams_are_on_the_server_of_the_streams(bus, by_file):
+    """Also where the command names the stream; what is no stream goes by redis.yml."""
+    bury(bus)
+
+    sent = by_file("send", "x", "--control-stream", "requests", "--no-wait", "--json")
+    listed = by_file("dead", "list", "--control-stream", "requests")
+    plain = by_file("send", "x")
+
+    assert (sent.returncode, listed.returncode, plain.returncode) == (0, 0, 6), sent.stderr
+    assert json.loads(sent.stdout)["pool"] is False
+    assert bus.xlen("requests") == 1
+
+
+def test_the_end_of_one_of_a_pool_is_the_end(bus, start):
+    """Where no file is at hand to tell of the pool; the one that died never ends."""
+    process = start("send", "backup", "--control-stream", "requests", "--pool", "--timeout", "20")
+    until(lambda: bus.xlen("requests"), 10, "posted")
+    [request] = requests_in(bus)
+    key = request["options"]["feedback_stream"]
+    keep(bus, key, request["uuid"], "accepted")
+    keep(bus, key, request["uuid"], "done", src="prx01a")
+    _, err = process.communicate(timeout=10)
+
+    assert (process.returncode, err) == (0, "")
+
+
 def test_dead_letters_are_listed_and_shown(bus, ngcp_task):
     """A table for people, JSON for scripts; exit 3 where there are none."""
     assert ngcp_task("dead", "list", "--control-stream", "requests").returncode == 3
@@ -167,6 +238,17 @@ def test_a_replay_is_a_new_request(bus, ngcp_task):
     assert bus.xlen(DEAD) == 0
 
 
+@pytest.mark.parametrize(("group", "dst"), [("node:sp1:0a1b", "sp1"), ("pool:p", "*")])
+def test_a_replay_is_for_the_node_that_failed(bus, ngcp_task, group, dst):
+    """The others have done it; of a pool anybody may."""
+    letter = bury(bus, group=group)
+
+    done = ngcp_task("dead", "replay", letter, "--control-stream", "requests")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [request["dst"] for request in requests_in(bus)] == [dst]
+
+
 def test_two_who_replay_at_once_post_each_once(bus, start):
     """Two administrators, one night."""
     for _ in range(200):
@@ -189,6 +271,24 @@ def test_purge_by_age(bus, ngcp_task):
     assert (done.returncode, done.stdout) == (0, f"{old}\n")
     assert [entry.decode() for entry, _ in bus.xrange(DEAD)] == [young]
     assert bus.exists("requests") == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dead", "show", "xx"),
+        ("dead", "replay", "1700000000000-0", "xx"),
+        ("dead", "purge", "1700000000000"),
+        ("collect", "fb", "--cursor", "abc"),
+        ("dead", "list", "--task", "backup", "--control-stream", "requests"),
+    ],
+)
+def test_what_cannot_be_an_id_is_wrong_usage(bus, ngcp_task, words):
+    """Not a bus that is away. Half an id could be of two letters, and two streams are too many."""
+    done = ngcp_task(*words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage:" in done.stderr
 
 
 def test_usage_and_a_bus_that_is_away(ngcp_task):
