@@ -202,17 +202,26 @@ class RedisStreamBackend:
         loop, failures = asyncio.get_running_loop(), 0
         while True:
             self._turned = loop.time()
-            try:
-                self._ahead = await self._calls.time() - loop.time()
-                for group in list(self._groups.values()):
-                    await group.renew()
-                self._calls.worked()
-                failures = 0
-            except TROUBLES as exc:
-                self._calls.failed(exc)
-                failures += 1
-            wait = pause(failures) if failures else RENEW_EVERY
-            await asyncio.sleep(wait)
+            # Each by itself: what is wrong with one stream must not end the leases of others.
+            worked = await asyncio.gather(
+                self._look_at_clock(), *(self._renewed(group) for group in self._groups.values())
+            )
+            failures = 0 if any(worked) else failures + 1
+            await asyncio.sleep(pause(failures) if failures else RENEW_EVERY)
+
+    async def _look_at_clock(self) -> bool:
+        try:
+            self._ahead = await self._calls.time() - asyncio.get_running_loop().time()
+        except TROUBLES as exc:
+            self._calls.failed(exc)
+            return False
+        self._calls.worked()
+        return True
+
+    async def _renewed(self, group: Group) -> bool:
+        worked = await group.renew()
+        self._turned = asyncio.get_running_loop().time()  # many that hang take their time
+        return worked
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

@@ -132,18 +132,28 @@ class Group:
             delay, self._give, entry, attempt, claim.taken_over and attempt == claim.attempt
         )
 
-    async def renew(self) -> None:
-        """Tell that we live; claims that somebody else has now are told so."""
-        claims = list(self.place.held.values())
-        keys = (self.place.keys.stream, self.place.keys.epoch)
+    async def renew(self) -> bool:
+        """Tell that we live; claims that somebody else has now are told so.
+
+        Returns:
+            Whether any of it has worked; False as well where nothing is held.
+        """
+        claims, worked = list(self.place.held.values()), False
         for start in range(0, len(claims), RENEW_AT_ONCE):
-            some = {claim.id: claim for claim in claims[start : start + RENEW_AT_ONCE]}
-            words = [word for claim in some.values() for word in (claim.id, claim.epoch)]
-            lost = await self._calls.call(
-                RENEW, keys, self.place.group, self.place.consumer, *words
-            )
-            for id in lost:
-                self._lose(some[id.decode()])
+            try:
+                await self._renew(claims[start : start + RENEW_AT_ONCE])
+                worked = True
+            except TROUBLES as exc:
+                self._calls.failed(exc)
+        return worked
+
+    async def _renew(self, claims: list[StreamClaim]) -> None:
+        keys = (self.place.keys.stream, self.place.keys.epoch)
+        words = [word for claim in claims for word in (claim.id, claim.epoch)]
+        lost = await self._calls.call(RENEW, keys, self.place.group, self.place.consumer, *words)
+        known = {claim.id: claim for claim in claims}
+        for id in lost:
+            self._lose(known[id.decode()])
 
     def _lose(self, claim: StreamClaim) -> None:
         # One that is just given up hears of it there; its id may be held anew by now.
