@@ -58,7 +58,7 @@ class NodeRun:
     result: dict[str, Any] | None = None
     responses: list[dict[str, Any]] = field(default_factory=list)
     _pieces: list[str] = field(default_factory=list)
-    _chunk: int | None = None  # the last that has come
+    _next: tuple[str, int, int] | None = None  # status, number and how many; None before the end
 
     @property
     def ended(self) -> bool:
@@ -71,7 +71,9 @@ class NodeRun:
             return False
         if response["status"] == "progress":
             return True
-        return self._chunk is None or int(response.get("chunk", 1)) == self._chunk + 1
+        # Of two nodes of one name that end at the same time this tells what can be told:
+        # nothing else in a piece says whose it is.
+        return self._next in (None, _place(response))
 
     def add(self, response: dict[str, Any]) -> None:
         """Take the next message."""
@@ -81,7 +83,7 @@ class NodeRun:
         self.result = response.get("result", self.result)
         status, chunks = response["status"], response.get("chunks", 1)
         if status in _ENDED and chunks > 1:
-            self._chunk = response["chunk"]
+            self._next = (status, response["chunk"] + 1, chunks)
             self._pieces.append(response["data"])
             if response["chunk"] < chunks:
                 return
@@ -92,6 +94,10 @@ class NodeRun:
             self.data = response.get("data", "")
         self.status = status
         self.reason = response.get("reason", "")
+
+
+def _place(response: Mapping[str, Any]) -> tuple[str, int, int]:
+    return response["status"], response.get("chunk", 1), response.get("chunks", 1)
 
 
 @dataclass

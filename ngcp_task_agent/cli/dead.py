@@ -78,11 +78,13 @@ def show(entry: str, **link: str | None) -> None:
 
 
 @dead.command()
-@click.argument("entry", type=words.entry, metavar="ID", nargs=-1)
+@click.argument("entry", type=words.entry, metavar="ID...", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="All of them.")
 @_options
 def replay(entry: tuple[str, ...], all_: bool, **link: str | None) -> None:
     """Post them again, each with a new uuid; shown are the old one and the new one.
+
+    What has failed on a node that decides by dst is posted for that node only.
 
     \b
     ngcp-task dead replay 1700000000000-0
@@ -102,7 +104,7 @@ def replay(entry: tuple[str, ...], all_: bool, **link: str | None) -> None:
 
 
 @dead.command()
-@click.argument("entry", type=words.entry, metavar="ID", nargs=-1)
+@click.argument("entry", type=words.entry, metavar="ID...", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="All of them.")
 @click.option("--older-than", default=0.0, type=click.FloatRange(0), metavar="DAYS",
               help="Only those that have failed before.")  # fmt: skip
