@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from .streams import KEYS, POOL, STREAM, StillHost, length, pending, post, quick, working
-from .waiting import until
+from .streams import POOL, STREAM, StillHost, post, quick, working
 
 pytestmark = pytest.mark.redis
 
