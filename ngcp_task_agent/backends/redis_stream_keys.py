@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from ..destination import Destination
 from ..errors import MessageError
+from ..feedback import FEEDBACK_KEYS, OWN_KEYS
 from ..options import Options
 from .redis_keys import key_of
 
@@ -119,6 +120,11 @@ class Subscription(NamedTuple):
             options.problem(
                 "control_stream", repr(stream), "a key without blanks, with one {tag} at most"
             )
+        elif stream.startswith((OWN_KEYS, FEEDBACK_KEYS)):
+            options.problem(
+                "control_stream", repr(stream), f"a key that begins neither with {OWN_KEYS!r} "
+                f"nor with {FEEDBACK_KEYS!r}: what is there is not for requests"
+            )  # fmt: skip
         delivery = options.text("delivery", "broadcast", choices=("broadcast", "anycast"))
         pool, members = options.text("pool"), options.text("members")
         if delivery != "anycast":

@@ -454,7 +454,10 @@ end
 local expired, longest, rows = {}, 0, {}
 for name, value in pairs(fields(redis.call('HGETALL', groups))) do
   local seen, retention, expiry = string.match(value, '^(%d+)|(%d*)|(%d+)|')
-  if retention ~= '' and now - seen > tonumber(expiry) then
+  -- A pool goes only if nobody holds anything in it.
+  local group = group_of(stream, name)
+  local idle = retention ~= '' or not group or group.pending == 0
+  if idle and now - seen > tonumber(expiry) then
     redis.call('XGROUP', 'DESTROY', stream, name)
     redis.call('HDEL', groups, name)
     redis.call('DEL', delayed .. name)
