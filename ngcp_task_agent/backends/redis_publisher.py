@@ -40,8 +40,20 @@ DOORBELL = "1"  # published where nobody but the stream hears a response
 # One step: what is refused must not begin to expire. Whoever may send a request chooses
 # the key, so that it could be anybody's; one that does not expire is no feedback stream.
 APPEND = """
-if redis.call('TTL', KEYS[1]) == -1 and redis.call('XLEN', KEYS[1]) > 0 then
-  return redis.error_reply('NOTFEEDBACK the key exists and does not expire')
+if redis.call('TTL', KEYS[1]) == -1 then
+  -- A stream that nothing was ever added to is what a client's XGROUP CREATE MKSTREAM makes;
+  -- an empty one that has had entries is somebody's queue.
+  local stat = redis.call('XINFO', 'STREAM', KEYS[1])
+  local added
+  for i = 1, #stat, 2 do if stat[i] == 'entries-added' then added = stat[i + 1] end end
+  if added ~= 0 then
+    return redis.error_reply('NOTFEEDBACK the key exists and does not expire')
+  end
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    if string.find(group[2], '^node:') or string.find(group[2], '^pool:') then
+      return redis.error_reply('NOTFEEDBACK agents read requests there')
+    end
+  end
 end
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'response', ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[2])

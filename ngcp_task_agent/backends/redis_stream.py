@@ -169,6 +169,8 @@ class RedisStreamBackend:
         text = f"redis stream {where}, reading {streams}, {held} requests held"
         if missing:
             text += f", {missing} groups made again"
+        if self._calls.given_up:
+            text += f", {self._calls.given_up} requests given up"
         return BackendState(connected, now - turned < STUCK, text, self._publisher.dropped)
 
     def _read_what_is_wanted(self) -> None:

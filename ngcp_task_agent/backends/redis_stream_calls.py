@@ -29,12 +29,17 @@ from .redis_topology import slot_of
 
 AT_ONCE = 8  # scripts on their way
 REPLY_TIMEOUT = 4.0  # seconds for an answer, beside the time that was asked for
+TRIES = 5  # of what is refused for good, as far as anybody can tell
 AWAY = (RedisConnectionError, ReadOnlyError, ClusterDownError)  # which may be said in words
 TROUBLES = (RedisError, OSError, TimeoutError, BackendError)
 
 Word = str | bytes | int | float
 
 log = logging.getLogger(__name__)
+
+
+class Refused(BackendError):
+    """The server has refused it each time; a right is missing, or a key is of another kind."""
 
 
 class Entry(NamedTuple):
@@ -44,16 +49,13 @@ class Entry(NamedTuple):
     fields: dict[bytes, bytes]
 
 
-class Unwelcome(BackendError):
-    """What a client has named is not for us."""
-
-
 class Calls:
     """What is asked of one server.
 
     Attributes:
         connected: Whether the server has answered last time.
         on_change: Called when that has changed.
+        given_up: What was refused for good since the start.
     """
 
     def __init__(self, server: RedisServer) -> None:
@@ -64,6 +66,7 @@ class Calls:
         self._trouble = ""  # what has been logged last
         self._refusals = 0
         self.connected = False
+        self.given_up = 0
         self.on_change: Callable[[], None] = lambda: None
 
     async def call(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
@@ -79,17 +82,18 @@ class Calls:
                 return await self._execute("EVAL", script.text, len(keys), *keys, *words)
 
     async def insist(
-        self, script: Script, keys: Sequence[str], *words: Word, foreign: str = ""
+        self, script: Script, keys: Sequence[str], *words: Word, tries: int = TRIES
     ) -> Any:
         """Run *script* until the server has answered; it knows itself if it runs again.
 
         Args:
-            foreign: A key that a client has chosen.
+            tries: How often it may be refused for good.
 
         Raises:
-            Unwelcome: A right is missing, most likely for that key.
+            Refused: It was, that often in a row.
             BackendError: It was closed before.
         """
+        refusals = 0
         failures = 0
         while True:
             try:
@@ -98,10 +102,16 @@ class Calls:
                 failures += 1
                 if self._closed:
                     raise BackendError(f"redis {self._server}: closed") from exc
-                if foreign and isinstance(exc, NoPermissionError):
-                    raise Unwelcome(str(exc)) from exc
+                refusals = refusals + 1 if _for_good(exc) else 0
+                if refusals >= tries:
+                    raise Refused(f"redis {self._server}: {exc}") from exc
                 self.failed(exc)
                 await asyncio.sleep(pause(failures))
+
+    def give_up(self, what: str, why: Exception) -> None:
+        """*what* is not tried any more: said, and counted."""
+        self.given_up += 1
+        log.error("%s is given up: %s; %d such so far", what, why, self.given_up)
 
     async def read(
         self, stream: str, group: str, consumer: str, count: int, block: float
@@ -189,6 +199,14 @@ class Calls:
                 self._client = None
                 await client.aclose()
             raise
+
+
+def _for_good(exc: BaseException) -> bool:
+    # In a script all but the first are plain errors, told by their words.
+    return isinstance(exc, NoPermissionError) or (
+        isinstance(exc, ResponseError)
+        and ("WRONGTYPE" in str(exc) or "executing the script can't" in str(exc))
+    )
 
 
 def entry_of(reply: Any) -> Entry:

@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BackendError
 from .redis_publisher import Feedback
-from .redis_stream_calls import Calls, Unwelcome, Word
+from .redis_stream_calls import Calls, Refused, Word
 from .redis_stream_keys import Keys
 from .redis_stream_scripts import DROP, KEEP_RESPONSE, PARK, RENEW, SETTLE
 
@@ -54,6 +55,7 @@ class Place:
         self.epoch = ""
         self.held: dict[str, StreamClaim] = {}
         self.given_up = asyncio.Event()
+        self._troubles = 0
         self._drops: list[_Drop] = []
         self._dropping: set[asyncio.Task[None]] = set()
 
@@ -61,39 +63,50 @@ class Place:
         self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
     ) -> str:
         """Answer and acknowledge; how the claim stood."""
-        try:
-            return await self._settle(claim, address, payload, stream, failure)
-        except Unwelcome as exc:
-            # Tried for ever, it would hold its place: whoever names such a key could take all.
-            log.warning("redis: feedback stream %.80r: %s", stream, exc)
-        return await self._settle(claim, address, payload, "", failure)
-
-    async def _settle(
-        self, claim: StreamClaim, address: str, payload: bytes, stream: str, failure: str
-    ) -> str:
         keys = [self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead]
         if stream and self.calls.elsewhere(stream, self.keys.stream):
             # Of a cluster, and not in one step: rather kept twice, in a narrow moment,
             # than not at all. A key with the control stream's hash tag is kept once.
-            stands = (self.keys.stream, self.keys.epoch)
+            stands = (self.keys.stream, self.keys.epoch, self.keys.settled)
             if await self.calls.insist(RENEW, stands, self.group, self.consumer, claim.id,
                                        claim.epoch):  # fmt: skip
                 return "lost"
-            wrong = await self.calls.insist(
-                KEEP_RESPONSE, [stream], payload, *self._feedback, foreign=stream
-            )
-            if wrong:
-                log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
-        elif stream:
-            keys.append(stream)
-        how, wrong = await self.calls.insist(
-            SETTLE, keys, self.group, self.consumer, claim.epoch, claim.id, claim.token, address,
+            try:
+                wrong = await self.calls.insist(
+                    KEEP_RESPONSE, [stream], payload, *self._feedback, tries=1
+                )
+                self._tell(f"feedback stream {stream!r:.80}", wrong.decode())
+            except Refused as exc:
+                self._tell(f"feedback stream {stream!r:.80}", str(exc))
+            stream = ""
+        words: tuple[Word, ...] = (
+            self.group, self.consumer, claim.epoch, claim.id, claim.token, address,
             payload, failure, claim.request if failure else b"", claim.attempt, self.node,
-            *self._feedback, foreign=stream if stream in keys else "",
+            *self._feedback,
         )  # fmt: skip
-        if wrong:
-            log.warning("redis: feedback stream %.80r: %s", stream, wrong.decode())
-        return str(how.decode())
+        if stream:
+            try:
+                return self._settled(
+                    stream, address,
+                    await self.calls.insist(SETTLE, [*keys, stream], *words, tries=1),
+                )  # fmt: skip
+            except Refused as exc:  # most likely the client's key is none of ours
+                self._tell(f"feedback stream {stream!r:.80}", str(exc))
+        return self._settled(stream, address, await self.calls.insist(SETTLE, keys, *words))
+
+    def _settled(self, stream: str, address: str, reply: Any) -> str:
+        how, unkept, unheard, unburied = (word.decode() for word in reply)
+        self._tell(f"feedback stream {stream!r:.80}", unkept)
+        self._tell(f"feedback channel {address!r:.80}", unheard)
+        self._tell(f"dead letters {self.keys.dead}", unburied)
+        return str(how)
+
+    def _tell(self, what: str, trouble: str) -> None:
+        if not trouble:
+            return
+        self._troubles += 1
+        if self._troubles & (self._troubles - 1) == 0:  # 1, 2, 4, 8, … lines in a flood
+            log.warning("redis: %s: %s; %d such so far", what, trouble, self._troubles)
 
     async def park(self, claim: StreamClaim, delay: float, released: bool, request: bytes) -> str:
         """Let it wait for *delay* seconds; how the claim stood."""
@@ -133,7 +146,10 @@ class Place:
             request = claim.request if failure else b""
             words += [claim.id, claim.epoch, claim.token, failure, request, claim.attempt]
         keys = (self.keys.stream, self.keys.epoch, self.keys.settled, self.keys.dead)
-        reply = await self.calls.insist(DROP, keys, self.group, self.consumer, self.node, *words)
+        reply, unburied = await self.calls.insist(
+            DROP, keys, self.group, self.consumer, self.node, *words
+        )
+        self._tell(f"dead letters {self.keys.dead}", unburied.decode())
         for (_, _, stood), how in zip(drops, reply, strict=True):
             if not stood.done():
                 stood.set_result(how.decode())
@@ -199,7 +215,11 @@ class StreamClaim:
 
 
 class _Ending:
-    """While a claim is given up; if that is cut short it is held as before."""
+    """While a claim is given up; if that is cut short it is held as before.
+
+    One whose end the server refuses stays held, too: nobody runs it again before the
+    administrator has put that right and this agent was started anew.
+    """
 
     def __init__(self, claim: StreamClaim, place: Place) -> None:
         self._claim = claim
@@ -208,14 +228,20 @@ class _Ending:
 
     @property
     def held(self) -> bool:
-        return self.how != "lost"
+        return self.how not in ("", "lost")
 
     async def __aenter__(self) -> _Ending:
         self._claim.ending = True
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self, _: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
         self._claim.ending = False
         if self.how and self._place.held.get(self._claim.id) is self._claim:
             del self._place.held[self._claim.id]
             self._place.given_up.set()
+        if isinstance(exc, Refused):
+            self._place.calls.give_up(f"request {self._claim.id}", exc)
+            return True
+        return False

@@ -148,7 +148,7 @@ class Group:
         return worked
 
     async def _renew(self, claims: list[StreamClaim]) -> None:
-        keys = (self.place.keys.stream, self.place.keys.epoch)
+        keys = (self.place.keys.stream, self.place.keys.epoch, self.place.keys.settled)
         words = [word for claim in claims for word in (claim.id, claim.epoch)]
         lost = await self._calls.call(RENEW, keys, self.place.group, self.place.consumer, *words)
         known = {claim.id: claim for claim in claims}
@@ -165,10 +165,13 @@ class Group:
 
     async def sweep(self, leaves: bool = False) -> None:
         """Give back what was read without our knowing; go if nothing is held."""
-        keys = (self.place.keys.stream, self.place.keys.delayed(self.place.group))
-        count = await self._calls.call(
-            SWEEP, keys, self.place.group, self.place.consumer, int(leaves), *self.place.held
-        )
+        place, keys = self.place, self.place.keys
+        count, deleted = await self._calls.call(
+            SWEEP, (keys.stream, keys.delayed(place.group), keys.dead, keys.settled),
+            place.group, place.consumer, int(leaves), place.node,
+            int(LEASE * 1000), *place.held,
+        )  # fmt: skip
+        self._tell_deleted(deleted)
         if count:
             log.info("redis: %s: %d unheard requests go back", self.text, count)
 
@@ -219,18 +222,26 @@ class Group:
         """Take what is due, and what somebody has let down."""
         place, host = self.place, self._host
         kin = f"{host.identity}."
-        due, taken = await self._calls.call(
-            TAKE, (place.keys.stream, place.keys.delayed(place.group)),
+        keys = place.keys
+        due, taken, deleted = await self._calls.call(
+            TAKE, (keys.stream, keys.delayed(place.group), keys.settled, keys.dead),
             place.group, place.consumer, kin, f"{kin}{PROCESS}.",
-            int(LEASE * 1000), room, int(REST * 1000),
+            int(LEASE * 1000), room, int(REST * 1000), place.node,
         )  # fmt: skip
         self._calls.worked()
+        self._tell_deleted(deleted)
         full = len(taken) >= room
         wait = 0.0 if full else min(BLOCK, due / 1000 if due >= 0 else BLOCK)
         self._next_take = asyncio.get_running_loop().time() + wait
         for id, down, attempt, fields in taken:
             self._give(entry_of((id, fields)), attempt, bool(down))
         await self._all_looked_at()
+
+    def _tell_deleted(self, ids: list[bytes]) -> None:
+        if ids:
+            log.warning("redis: %s: %d requests were deleted from the stream before they were "
+                        "handled, the first is %s; see the dead letters",
+                        self.text, len(ids), ids[0].decode())  # fmt: skip
 
     def _give(self, entry: Entry, attempt: int, down: bool) -> None:
         held = self.place.held.get(entry.id)

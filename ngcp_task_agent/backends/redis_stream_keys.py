@@ -11,7 +11,7 @@ TAG is the hash tag that S has, as in ``dns{eu}``, or else S itself. PREFIX is
 | PREFIX``groups`` | hash: our groups, each with when it was last seen (ms), its retention (ms), its expiry (ms), and the last id up to which it has handled everything | one field a group; a node's is removed when it expires | `KEEP` after the last agent |
 | PREFIX``epoch`` | hash: ``id``, random, changes when what was in S is gone; ``since``, ms, nothing in S is older; ``added``, how many entries S has had; ``trimmed``, when it last was (ms) | four fields | `KEEP` |
 | PREFIX``delayed:``GROUP | sorted set: ids that wait, by when they are due (ms); ``!`` behind the id of one that somebody has let down | one member a pending entry | `KEEP` |
-| PREFIX``settled`` | sorted set: which claims were given up, by when (ms), for those who have not heard the reply | `REMEMBER` | `REMEMBER` |
+| PREFIX``settled`` | sorted set: which claims were given up, by when (ms), for those who have not heard the reply; ``dead:``ID, what has its letter for all nodes; ``held:``GROUP``:``ID, who holds what was deleted from S lives | `REMEMBER` | `REMEMBER` |
 | PREFIX``dead`` | stream: what has failed for good; fields ``request``, ``reason``, ``attempts``, ``group``, ``node``, ``stream``, ``entry``, ``failed`` (unix seconds) | `DEAD_ENTRIES` | none |
 | `options.feedback_stream` | stream of the client's: one field ``response`` each | ``feedback_length`` | ``feedback_expiry`` |
 
@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from ..destination import Destination
 from ..errors import MessageError
+from ..feedback import FEEDBACK_KEYS, OWN_KEYS
 from ..options import Options
 from .redis_keys import key_of
 
@@ -119,6 +120,11 @@ class Subscription(NamedTuple):
             options.problem(
                 "control_stream", repr(stream), "a key without blanks, with one {tag} at most"
             )
+        elif stream.startswith((OWN_KEYS, FEEDBACK_KEYS)):
+            options.problem(
+                "control_stream", repr(stream), f"a key that begins neither with {OWN_KEYS!r} "
+                f"nor with {FEEDBACK_KEYS!r}: what is there is not for requests"
+            )  # fmt: skip
         delivery = options.text("delivery", "broadcast", choices=("broadcast", "anycast"))
         pool, members = options.text("pool"), options.text("members")
         if delivery != "anycast":

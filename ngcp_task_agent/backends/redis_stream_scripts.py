@@ -113,11 +113,13 @@ local function note(settled, token)
   redis.call('EXPIRE', settled, REMEMBER)
 end
 
--- XADD; a key that is no stream is the fault of whoever named it, and told, not raised.
+-- XADD; a key that is no stream, or forbidden, is somebody's fault who is told: not raised.
 local function append(key, limit, ...)
   local id = redis.pcall('XADD', key, 'MAXLEN', '~', limit, '*', ...)
   if type(id) == 'table' and id.err then
-    if string.find(id.err, 'WRONGTYPE', 1, true) then return nil, id.err end
+    for _, fault in ipairs({'WRONGTYPE', "can't access"}) do
+      if string.find(id.err, fault, 1, true) then return nil, id.err end
+    end
     error(id)
   end
   return id, ''
@@ -126,19 +128,46 @@ end
 -- What a client names may be anybody's; a key that does not expire is no feedback stream.
 local function keep(key, payload, length, expiry)
   if redis.call('TTL', key) == -1 then
-    local size = redis.pcall('XLEN', key)
-    if type(size) == 'table' then return nil, size.err end
-    if size > 0 then return nil, 'the key exists and does not expire' end
+    local stat = redis.pcall('XINFO', 'STREAM', key)
+    if stat.err then return nil, stat.err end
+    -- A stream that nothing was ever added to is what a client's XGROUP CREATE MKSTREAM
+    -- makes; an empty one that has had entries is somebody's queue.
+    if fields(stat)['entries-added'] ~= 0 then
+      return nil, 'the key exists and does not expire'
+    end
+    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', key)) do
+      local name = fields(flat).name
+      if string.find(name, '^node:') or string.find(name, '^pool:') then
+        return nil, 'agents read requests there'
+      end
+    end
   end
   local id, wrong = append(key, length, 'response', payload)
   if id then redis.call('EXPIRE', key, expiry) end
   return id, wrong
 end
 
+-- Returns: what is wrong with the dead letters, or ''.
 local function bury(dead, request, reason, attempts, group, node, stream, id)
-  append(dead, DEAD_ENTRIES, 'request', request, 'reason', reason,
+  local _, wrong = append(dead, DEAD_ENTRIES, 'request', request, 'reason', reason,
     'attempts', attempts, 'group', group, 'node', node, 'stream', stream, 'entry', id,
     'failed', string.format('%.3f', now / 1000))
+  return wrong
+end
+
+-- XCLAIM forgets an entry that somebody has deleted from the stream, and says nothing.
+local function there(stream, id) return #redis.call('XRANGE', stream, id, id) > 0 end
+
+-- Whether somebody who lives has one that was deleted: the group does not show its lease.
+local function lasts(settled, group, id, lease)
+  local renewed = redis.call('ZSCORE', settled, 'held:' .. group .. ':' .. id)
+  return renewed and now - renewed < lease
+end
+
+local function bury_deleted(dead, attempts, group, node, stream, id)
+  bury(dead, '', 'deleted from the stream before it was handled', attempts, group, node,
+    stream, id)
+  redis.call('XACK', stream, group, id)
 end
 """
 )
@@ -178,23 +207,28 @@ end
 local value = string.format('%.0f|%s|%s|%s', now, retention, expiry, handled)
 redis.call('HSET', groups, name, value)
 redis.call('EXPIRE', groups, KEEP)
+if redis.call('TTL', stream) ~= -1 then redis.pcall('PERSIST', stream) end
 return {made, known and 1 or 0, epoch}
 """)
 
-# Keys: stream, delayed. Arguments: group, consumer, what its name and that of its
-# predecessors begins with, what the names of this process begin with, lease (ms),
-# how many at most, idle time after which a consumer without entries is removed (ms).
-# Returns: ms until the next is due or -1, and a list of
-# {id, let down (1 or 0), attempt, fields}.
+# Keys: stream, delayed, settled, dead. Arguments: group, consumer, what its name and that of
+# its predecessors begins with, what the names of this process begin with, lease (ms),
+# how many at most, idle time after which a consumer without entries is removed (ms), node.
+# Returns: ms until the next is due or -1, a list of {id, let down (1 or 0), attempt, fields},
+# and the ids of those that were deleted from the stream, and are among the dead letters now.
 TAKE = Script("""
-local stream, delayed = unpack(KEYS)
-local group, me, kin, living, lease, room, rest = unpack(ARGV)
+local stream, delayed, settled, dead = unpack(KEYS)
+local group, me, kin, living, lease, room, rest, node = unpack(ARGV)
 lease, room, rest = tonumber(lease), tonumber(room), tonumber(rest)
-local taken = {}
+local taken, deleted = {}, {}
 
 local function claim(id, mark, ...)
+  if not there(stream, id) then
+    bury_deleted(dead, pending(stream, group, id)[4], group, node, stream, id)
+    table.insert(deleted, id)
+    return
+  end
   local got = redis.call('XCLAIM', stream, group, me .. mark, 0, id, ...)
-  if #got == 0 then return end  -- deleted from the stream
   table.insert(taken, {id, #mark, pending(stream, group, id)[4], got[1][2]})
   room = room - 1
 end
@@ -227,11 +261,13 @@ for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     end
   elseif room > 0 then
     -- Of one agent there is one process at a time: an earlier one is surely dead.
-    local dead = begins(other.name, kin) and not begins(other.name, living)
-    local idle = dead and 0 or lease
+    local dead_kin = begins(other.name, kin) and not begins(other.name, living)
+    local idle = dead_kin and 0 or lease
     local held = redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', room, other.name)
     for _, entry in ipairs(held) do
-      if is(other.name, me) then  -- it was read, and the reply was lost: not an attempt
+      if not dead_kin and lasts(settled, group, entry[1], lease) then
+        -- it is somebody's who lives
+      elseif is(other.name, me) then  -- it was read, and the reply was lost: not an attempt
         claim(entry[1], string.sub(other.name, #me + 1), 'RETRYCOUNT', entry[4])
       else
         claim(entry[1], '!')
@@ -240,20 +276,24 @@ for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   end
 end
 local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-return {first[2] and math.max(first[2] - now, 0) or -1, taken}
+return {first[2] and math.max(first[2] - now, 0) or -1, taken, deleted}
 """)
 
-# Keys: stream, epoch. Arguments: group, consumer, and for each claim: id, epoch.
+# Keys: stream, epoch, settled. Arguments: group, consumer, and for each claim: id, epoch.
 # Returns: ids that are lost.
 RENEW = Script("""
-local stream, epochs = unpack(KEYS)
+local stream, epochs, settled = unpack(KEYS)
 local group, me = ARGV[1], ARGV[2]
 local lost = {}
 for i = 3, #ARGV, 2 do
   local id, epoch = ARGV[i], ARGV[i + 1]
   local entry = pending(stream, group, id)
   if entry and is(entry[2], me) then
-    redis.call('XCLAIM', stream, group, entry[2], 0, id, 'JUSTID')
+    if there(stream, id) then
+      redis.call('XCLAIM', stream, group, entry[2], 0, id, 'JUSTID')
+    else  -- it is ours all the same, and will be answered
+      note(settled, 'held:' .. group .. ':' .. id)
+    end
   elseif entry or not unknown(stream, group, id, epochs, epoch) then
     table.insert(lost, id)
   end
@@ -264,14 +304,15 @@ return lost
 # Keys: stream, epoch, settled, dead, the feedback stream if there is one. Arguments: group,
 # consumer, epoch, id, token, address, payload, failure, request, attempts, node,
 # and how long the feedback stream may be, and be kept (s).
-# Returns: how the claim stood; what is wrong with the feedback stream, or ''.
+# Returns: how the claim stood; what is wrong with the feedback stream, with the address and
+# with the dead letters, or ''.
 SETTLE = Script("""
 local stream, epochs, settled, dead, feedback = unpack(KEYS)
 local group, me, epoch, id, token, address, payload, failure, request, attempts, node = unpack(ARGV)
 local length, expiry = ARGV[12], ARGV[13]
 local how = standing(stream, group, me, id, epochs, epoch, settled, token)
-if how == 'lost' or how == 'done' then return {how, ''} end
-local entry, wrong = nil, ''
+if how == 'lost' or how == 'done' then return {how, '', '', ''} end
+local entry, wrong, unheard, unburied = nil, '', '', ''
 if feedback then
   entry, wrong = keep(feedback, payload, length, expiry)
 end
@@ -281,15 +322,19 @@ if failure ~= '' then
     if entry then redis.call('XDEL', feedback, entry) end
     error(problem)
   end
+  unburied = problem
 end
+-- A channel that is forbidden must not make it run again: the response is kept already.
+local heard = 0
 if address ~= '' then
-  redis.call('PUBLISH', address, payload)
+  heard = redis.pcall('PUBLISH', address, payload)
 elseif entry then
-  redis.call('PUBLISH', feedback, entry)
+  heard = redis.pcall('PUBLISH', feedback, entry)
 end
+if type(heard) == 'table' then unheard = heard.err end
 if how == 'mine' then redis.call('XACK', stream, group, id) end
 note(settled, token)
-return {how, wrong}
+return {how, wrong, unheard, unburied}
 """)
 
 # Keys: the feedback stream, which is in a slot of its own. Arguments: payload, length,
@@ -298,30 +343,33 @@ return {how, wrong}
 KEEP_RESPONSE = Script("""
 local entry, wrong = keep(KEYS[1], ARGV[1], ARGV[2], ARGV[3])
 if entry then
-  redis.call('PUBLISH', KEYS[1], entry)
+  redis.pcall('PUBLISH', KEYS[1], entry)
 end
 return wrong
 """)
 
 # Keys: stream, epoch, settled, dead. Arguments: group, consumer, node, and for each
-# claim: id, epoch, token, failure, request, attempts. Returns: how each stood.
+# claim: id, epoch, token, failure, request, attempts. Returns: how each stood; what is wrong
+# with the dead letters, or ''.
 DROP = Script("""
 local stream, epochs, settled, dead = unpack(KEYS)
 local group, me, node = unpack(ARGV, 1, 3)  -- Lua's stack could not take all of them
-local stood = {}
+local stood, unburied = {}, ''
 for i = 4, #ARGV, 6 do
   local id, epoch, token, failure, request, attempts = unpack(ARGV, i, i + 5)
   local how = standing(stream, group, me, id, epochs, epoch, settled, token)
   if how == 'mine' or how == 'free' then
-    if failure ~= '' then
-      bury(dead, request, failure, attempts, group, node, stream, id)
+    -- What is no request is none for any node: one letter for all of them.
+    if failure ~= '' and redis.call('ZADD', settled, 'NX', now, 'dead:' .. id) == 1 then
+      local wrong = bury(dead, request, failure, attempts, group, node, stream, id)
+      if wrong ~= '' then unburied = wrong end
     end
     if how == 'mine' then redis.call('XACK', stream, group, id) end
     note(settled, token)
   end
   table.insert(stood, how)
 end
-return stood
+return {stood, unburied}
 """)
 
 # Keys: stream, epoch, settled, delayed. Arguments: group, consumer, epoch, id, token, delay
@@ -331,7 +379,16 @@ return stood
 PARK = Script("""
 local stream, epochs, settled, delayed = unpack(KEYS)
 local group, me, epoch, id, token, delay, released, request = unpack(ARGV)
+if redis.call('ZSCORE', settled, 'free:' .. token) then return 'free' end  -- the reply was lost
 local how, attempts, owner = standing(stream, group, me, id, epochs, epoch, settled, token)
+if how == 'mine' and not there(stream, id) then
+  if request ~= '' then
+    redis.call('XACK', stream, group, id)
+  else  -- it stays ours until then
+    redis.call('ZADD', settled, now + delay, 'held:' .. group .. ':' .. id)
+  end
+  how = 'free'
+end
 if how == 'mine' then
   local mark = released == '1' and string.sub(owner, #me + 1) or ''
   redis.call('ZADD', delayed, now + delay, id .. mark)
@@ -340,32 +397,36 @@ if how == 'mine' then
     'RETRYCOUNT', math.max(attempts - released, 0), 'JUSTID')
   note(settled, token)
 elseif how == 'free' then
-  if #redis.call('XRANGE', stream, id, id) > 0 then
+  if there(stream, id) then
     how = 'done'  -- it will be read once more
   elseif request ~= '' then
     redis.call('XADD', stream, '*', 'request', request)
     how = 'done'
   end
-  note(settled, token)
+  note(settled, how == 'free' and 'free:' .. token or token)
 end
 return how
 """)
 
 # What was read but never heard of, because the connection broke, goes back.
-# Keys: stream, delayed. Arguments: group, consumer, whether it leaves (1 or 0), ids that
-# were heard of. Returns: how many went back.
+# Keys: stream, delayed, dead, settled. Arguments: group, consumer, whether it leaves (1 or
+# 0), node, lease (ms), ids that were heard of. Returns: how many went back, and the ids of
+# those that were deleted from the stream, and are among the dead letters now.
 SWEEP = Script("""
-local stream, delayed = unpack(KEYS)
-local group, me, leaves = unpack(ARGV, 1, 3)
-if not group_of(stream, group) then return 0 end
-local heard, count = {}, 0
-for i = 4, #ARGV do heard[ARGV[i]] = true end
+local stream, delayed, dead, settled = unpack(KEYS)
+local group, me, leaves, node, lease = unpack(ARGV, 1, 5)
+if not group_of(stream, group) then return {0, {}} end
+local heard, count, deleted = {}, 0, {}
+for i = 6, #ARGV do heard[ARGV[i]] = true end
 for _, mark in ipairs({'', '!'}) do
   local kept = 0
   local held = redis.call('XPENDING', stream, group, '-', '+', 10000, me .. mark)
   for _, entry in ipairs(held) do
-    if heard[entry[1]] then
+    if heard[entry[1]] or lasts(settled, group, entry[1], tonumber(lease)) then
       kept = kept + 1
+    elseif not there(stream, entry[1]) then
+      bury_deleted(dead, entry[4], group, node, stream, entry[1])
+      table.insert(deleted, entry[1])
     else
       redis.call('ZADD', delayed, now, entry[1] .. mark)
       redis.call('EXPIRE', delayed, KEEP)
@@ -378,7 +439,7 @@ for _, mark in ipairs({'', '!'}) do
     redis.call('XGROUP', 'DELCONSUMER', stream, group, me .. mark)
   end
 end
-return count
+return {count, deleted}
 """)
 
 # Keys: stream, groups, epoch. Arguments: beginning of the keys with what is delayed, ms
@@ -393,7 +454,10 @@ end
 local expired, longest, rows = {}, 0, {}
 for name, value in pairs(fields(redis.call('HGETALL', groups))) do
   local seen, retention, expiry = string.match(value, '^(%d+)|(%d*)|(%d+)|')
-  if retention ~= '' and now - seen > tonumber(expiry) then
+  -- A pool goes only if nobody holds anything in it.
+  local group = group_of(stream, name)
+  local idle = retention ~= '' or not group or group.pending == 0
+  if idle and now - seen > tonumber(expiry) then
     redis.call('XGROUP', 'DESTROY', stream, name)
     redis.call('HDEL', groups, name)
     redis.call('DEL', delayed .. name)

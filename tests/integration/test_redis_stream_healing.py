@@ -96,6 +96,29 @@ async def test_a_group_that_was_not_seen_for_long_is_removed(server, monkeypatch
     assert await server.call("HKEYS", KEYS.groups) == [b"node:db02:m2"]
 
 
+@pytest.mark.parametrize("pending", [False, True], ids=["empty", "pending"])
+async def test_a_pool_that_nobody_has_seen_for_long_is_removed(
+    server, monkeypatch, pending, caplog
+):
+    """It was renamed, and would keep everything for ever; what somebody held there stays."""
+    quick(monkeypatch)
+    caplog.set_level("INFO")
+    await post(server, b"x")
+    async with working(server, StillHost("db01", "m1"), ["pool:old work"], group_expiry=1) as gone:
+        [claim] = await gone.claims(1)
+        if not pending:
+            assert await claim.drop()
+    async with working(server, StillHost("db02", "m2"), [POOL], group_expiry=100) as worker:
+        for one in await worker.claims(1 if pending else 0):
+            await one.drop()
+        await asyncio.sleep(2.5)  # longer than it lasts, and some times of trimming
+        await post(server, b"y")
+        await until(lambda: b"y" in worker.payloads)
+
+        assert await _groups_are(server, ["pool:dns", "pool:old"] if pending else ["pool:dns"])
+    assert ("pool:old was not seen for long" in caplog.text) is not pending
+
+
 async def _groups_are(server, names):
     async with server.client() as client:
         if not await client.exists(STREAM):
