@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import BackendError
+from ..feedback import is_feedback_key
 from ..interfaces import BackendState, Claim, Delivery, Host
 from ..options import Options
 from .redis_publisher import Publisher, feedback_options
@@ -190,6 +191,7 @@ class RedisStreamBackend:
             lambda delivery, looked_at: self._inbox.put_nowait((delivery, looked_at)),
             self._server.local,
             self._feedback,
+            lambda key: is_feedback_key(key, self._publisher.control_streams),
         )
         return Group(Subscription.parse(text), self._calls, self.host, terms)
 

@@ -514,6 +514,8 @@ def test_the_backends_file_may_say_it_for_all_tasks():
         ({"delivery": "both"}, "delivery", "expected one of broadcast, anycast"),
         ({"control_stream": "a b"}, "control_stream", "without blanks"),
         ({"control_stream": "a}b"}, "control_stream", "one {tag} at most"),
+        ({"control_stream": "ngcp-task-agent:{a}:dead"}, "control_stream", "not for requests"),
+        ({"control_stream": "ngcp-task-agent-feedback:a"}, "control_stream", "not for requests"),
     ],
 )
 def test_a_mistake_is_found_when_the_file_is_read(fields, key, says):
