@@ -65,6 +65,7 @@ class RedisStreamBackend:
             Subscription.read(options)  # mistakes are told here, once
         self._calls = Calls(self._server)
         self._calls.on_change = lambda: self.on_change()
+        self._said: dict[str, Subscription] = {}  # by file
         self._wanted: frozenset[str] = frozenset()
         self._groups: dict[str, Group] = {}
         self._readers: dict[str, asyncio.Task[None]] = {}
@@ -81,7 +82,17 @@ class RedisStreamBackend:
     def subscription(self, options: Options) -> str:
         if not any(key in options for key in SUBSCRIPTION):
             options.fields = {**self._default, **options.fields}
-        return str(Subscription.read(options))
+        read = Subscription.read(options)
+        self._said[options.file] = read
+        for file, other in self._said.items():
+            if read.pool and other[:2] == read[:2] and other.members != read.members:
+                # A warning: the other file may be about to change in the same step.
+                options.note(
+                    "members", f"{read.members!r} here and {other.members!r} in {file}",
+                    f"the same for all tasks of pool {read.pool!r} on {read.stream!r}: "
+                    "one would reject the other's requests",
+                )  # fmt: skip
+        return str(read)
 
     async def open(self) -> None:
         """Needs nothing: a server that is not there yet is waited for."""
