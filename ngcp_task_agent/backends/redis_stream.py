@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import BackendError
+from ..feedback import is_feedback_key
 from ..interfaces import BackendState, Claim, Delivery, Host
 from ..options import Options
 from .redis_publisher import Publisher, feedback_options
@@ -64,6 +65,7 @@ class RedisStreamBackend:
             Subscription.read(options)  # mistakes are told here, once
         self._calls = Calls(self._server)
         self._calls.on_change = lambda: self.on_change()
+        self._said: dict[str, Subscription] = {}  # by file
         self._wanted: frozenset[str] = frozenset()
         self._groups: dict[str, Group] = {}
         self._readers: dict[str, asyncio.Task[None]] = {}
@@ -80,7 +82,17 @@ class RedisStreamBackend:
     def subscription(self, options: Options) -> str:
         if not any(key in options for key in SUBSCRIPTION):
             options.fields = {**self._default, **options.fields}
-        return str(Subscription.read(options))
+        read = Subscription.read(options)
+        self._said[options.file] = read
+        for file, other in self._said.items():
+            if read.pool and other[:2] == read[:2] and other.members != read.members:
+                # A warning: the other file may be about to change in the same step.
+                options.note(
+                    "members", f"{read.members!r} here and {other.members!r} in {file}",
+                    f"the same for all tasks of pool {read.pool!r} on {read.stream!r}: "
+                    "one would reject the other's requests",
+                )  # fmt: skip
+        return str(read)
 
     async def open(self) -> None:
         """Needs nothing: a server that is not there yet is waited for."""
@@ -190,6 +202,7 @@ class RedisStreamBackend:
             lambda delivery, looked_at: self._inbox.put_nowait((delivery, looked_at)),
             self._server.local,
             self._feedback,
+            lambda key: is_feedback_key(key, self._publisher.control_streams),
         )
         return Group(Subscription.parse(text), self._calls, self.host, terms)
 

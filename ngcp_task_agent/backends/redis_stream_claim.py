@@ -185,6 +185,8 @@ class StreamClaim:
         self, address: str, payload: bytes, stream: str = "", failure: str = ""
     ) -> bool:
         place = self._group.place
+        if stream and not self._group.terms.may_keep(stream):
+            stream = ""  # the publisher has said so with the first response
         async with _Ending(self, place) as ending:
             await self._group.before_the_last()
             ending.how = await place.settle(self, address, payload, stream, failure)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ..destination import Destination
 from ..errors import BackendError
+from ..feedback import is_feedback_key
 from ..interfaces import Delivery, Host
 from .redis_publisher import Feedback
 from .redis_server import pause
@@ -52,6 +53,7 @@ class Terms(NamedTuple):
         hand_over: Gives a delivery to the agent, and calls back once that has looked at it.
         local: Whether the server is on this host.
         feedback: How much is kept in a feedback stream.
+        may_keep: Whether a key may be one.
     """
 
     retention: float
@@ -60,6 +62,7 @@ class Terms(NamedTuple):
     hand_over: Callable[[Delivery, Callable[[], None]], None]
     local: bool = False
     feedback: Feedback = Feedback()
+    may_keep: Callable[[str], bool] = is_feedback_key
 
 
 class Group:

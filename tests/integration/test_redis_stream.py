@@ -503,6 +503,26 @@ def test_the_backends_file_may_say_it_for_all_tasks():
     assert backend.subscription(Options({"control_stream": "other"}, "tasks/b.yml")) == "other"
 
 
+def test_members_that_differ_between_tasks_of_one_pool_are_told():
+    """One of them would reject the requests of the other; each file counts as last read."""
+    backend = RedisStreamBackend(Options({}, "b.yml"))
+    pool = {"control_stream": "work", "delivery": "anycast", "pool": "dns"}
+
+    def notes(file, **fields):
+        options = Options({**pool, **fields}, file)
+        backend.subscription(options)
+        assert options.problems == []
+        return " ".join(map(str, options.notes))
+
+    assert notes("tasks/a.yml", members="db*") == ""
+    said = notes("tasks/b.yml")
+    assert "'db*' in tasks/a.yml" in said
+    assert "members" in said
+    assert notes("tasks/c.yml", pool="other") == ""
+    assert "tasks/b.yml" in notes("tasks/a.yml", members="db01")
+    assert notes("tasks/a.yml") == ""
+
+
 @pytest.mark.parametrize(
     ("fields", "key", "says"),
     [
@@ -514,6 +534,8 @@ def test_the_backends_file_may_say_it_for_all_tasks():
         ({"delivery": "both"}, "delivery", "expected one of broadcast, anycast"),
         ({"control_stream": "a b"}, "control_stream", "without blanks"),
         ({"control_stream": "a}b"}, "control_stream", "one {tag} at most"),
+        ({"control_stream": "ngcp-task-agent:{a}:dead"}, "control_stream", "not for requests"),
+        ({"control_stream": "ngcp-task-agent-feedback:a"}, "control_stream", "not for requests"),
     ],
 )
 def test_a_mistake_is_found_when_the_file_is_read(fields, key, says):

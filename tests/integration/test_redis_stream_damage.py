@@ -197,6 +197,18 @@ async def test_an_empty_stream_that_had_entries_is_no_feedback_stream(server, ca
     assert [await server.call("TTL", name) for name in names[:2]] == [-1, -1]
 
 
+async def test_responses_are_not_kept_among_requests(server):
+    """Not even where the other stream is to expire, and Redis would allow it."""
+    await post(server, b"x")
+    await post(server, b"y", stream="other")
+    async with working(server, channels=[POOL, "pool:dns other"]) as worker:
+        claim, _ = sorted(await worker.claims(2), key=lambda claim: claim.request)
+        await server.call("EXPIRE", "other", 1000)
+        before = await length(server, "other")
+        assert await claim.settle("fb", b"done", "other")
+        assert await length(server, "other") == before
+
+
 async def test_a_control_stream_does_not_expire(server):
     """Whoever has made it so: requests would go with it."""
     await post(server, b"x")
