@@ -1,9 +1,9 @@
 """
 What was begun and how it ended, on disk: so that no request runs twice or is forgotten.
 
-What arrives in one turn of the event loop makes one transaction, which the loop writes
-itself as long as that is quick: it goes into the page cache, and handing it to a thread
-costs several times as much. A thread does all that waits for the disk: opening,
+What arrives in one turn of the event loop, or in a few, makes one transaction, which the
+loop writes itself as long as that is quick: it goes into the page cache, and handing it
+to a thread costs several times as much. A thread does all that waits for the disk: opening,
 checkpoints, deleting what is old, records that are to survive the machine's sudden end,
 and everything for a while once a transaction has taken long. Knows nothing of requests
 beyond their `Entry`, and nothing of who answers them.
@@ -29,6 +29,7 @@ __all__ = ["PAYLOAD", "Entry", "Journal", "JournalState", "Outcome", "Unfinished
 
 SENTS = 64  # of `sent` that are worth a statement
 LINGER = 0.05  # seconds that fewer wait for company
+TURNS = 4  # of the event loop that a transaction waits at most, while each brings more
 SLOW = 0.05  # seconds; a transaction that takes longer in the loop is the last for a while
 RECOVERY = 10.0  # seconds until the loop tries again
 KEPT = 10_000  # ends kept in memory while the disk takes none
@@ -93,6 +94,7 @@ class Journal:
         self.on_unfinished: Callable[[list[Unfinished]], None] = lambda found: None
         self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
         self._writer = _Writer(Ledger(path, sync), max_age, max_size, self._tell, sync == "full")
+        self._seen = self._turns = 0  # records of the next transaction; turns they have waited
         self._scheduled = False  # whether this turn's transaction is to come
         self._due: asyncio.TimerHandle | None = None  # rings for `sent`
 
@@ -189,11 +191,23 @@ class Journal:
             self._writer.bell.put(None)
 
     def _write(self) -> None:
+        if self._loop is not None and self._may_grow():
+            self._loop.call_soon(self._write)
+            return
+        self._seen = self._turns = 0
         self._scheduled = False
         if not self._writer.write_here():
             self._writer.bell.put(None)
         elif self._writer.wants_care:
             self._writer.bell.put((_CARE, None))
+
+    def _may_grow(self) -> bool:
+        """Whether the next turn may bring more, as this one has: they share what one costs."""
+        writer, seen = self._writer, self._seen
+        self._seen = len(writer.begins) + len(writer.ends)
+        self._turns += 1
+        others = writer.ledger.running > len(writer.ends)
+        return others and self._seen > seen and self._turns <= TURNS
 
     def _hurry(self) -> None:
         self._due = None

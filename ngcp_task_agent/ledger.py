@@ -163,6 +163,11 @@ class Ledger:
     def is_open(self) -> bool:
         return self._db is not None
 
+    @property
+    def running(self) -> int:
+        """How many were begun in this run and have not ended."""
+        return len(self._running)
+
     def open(self) -> list[Unfinished]:
         """Make or take over the file; what an earlier run has left, oldest first.
 

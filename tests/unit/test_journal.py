@@ -107,6 +107,26 @@ async def test_what_comes_together_is_one_transaction(tmp_path, monkeypatch):
         assert len(rows(tmp_path)) == journal.state().entries == 300
 
 
+async def test_what_comes_in_a_row_is_one_transaction_while_something_runs(tmp_path, monkeypatch):
+    """A loaded loop brings a few in each turn, and a transaction costs as much as ten rows."""
+    sizes = []
+    write = ledger.Ledger.write
+    async with opened(tmp_path) as journal:
+        assert await journal.begin(entry("runs")) is None
+        monkeypatch.setattr(
+            ledger.Ledger,
+            "write",
+            lambda self, begins, *rest: sizes.append(len(begins)) or write(self, begins, *rest),
+        )
+        waiting = []
+        for n in range(3):
+            waiting.append(asyncio.create_task(journal.begin(entry(f"u{n}"))))
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+
+        assert sizes == [3]
+
+
 async def test_what_was_left_is_returned_once_oldest_first(tmp_path):
     """Each client hears of it, and none hears it twice."""
     async with opened(tmp_path) as journal:
