@@ -355,6 +355,8 @@ class _Writer:
                 truncate = self.ledger.must_truncate
                 if truncate:
                     self.ledger.checkpoint(truncate)
+            if verb == _CARE and self._is_time_to_shrink() and not self.trouble:
+                self.bell.put((_CARE, None))  # the rest, once others have had their turn
             if self.ledger.wants_checkpoint:  # nobody waits for it
                 self.ledger.checkpoint()
 
