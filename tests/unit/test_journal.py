@@ -325,6 +325,7 @@ async def test_one_agent_at_a_time_and_the_next_takes_over(tmp_path):
     first = child(tmp_path)
     try:
         assert first.stdout.readline().startswith("state")
+        assert first.stdout.readline()  # it has begun something
         async with opened(tmp_path) as journal:
             found = []
             journal.on_unfinished = found.extend
