@@ -84,7 +84,7 @@ def test_a_lease_is_lost_by_the_dead_and_the_still_and_by_nobody_else(fleet, clo
     assert (fleet.counts(work).done, fleet.counts(once).error) == (8, 8)
     assert 8 <= fleet.dead <= 9  # a letter twice has been seen once, on a busy machine
     assert {fleet.begun(ref).total() for ref in work} == {2}
-    assert {fleet.begun(ref).total() for ref in once + long} == {1}
+    assert {fleet.begun(ref).total() for ref in once + long} <= {0, 1}  # 0: only taken
     assert fleet.counts(long).done == 16
 
 
