@@ -11,6 +11,8 @@ from .interfaces import Backend
 from .journal import Entry, Journal
 from .route import Route
 
+LINGER = 0.005  # seconds in which answers are gathered, and one look serves them all
+
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +40,11 @@ class Confirmations:
             waiting.append((route.address, entry))
 
     async def _confirm(self, backend: Backend) -> None:
-        while waiting := self._waiting[backend]:
-            self._waiting[backend] = []
+        while True:
+            await asyncio.sleep(LINGER)
+            waiting, self._waiting[backend] = self._waiting[backend], []
+            if not waiting:
+                break
             addresses = {address for address, _ in waiting}
             try:
                 for address in addresses if not backend.shared else list(addresses)[:1]:

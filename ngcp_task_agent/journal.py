@@ -1,49 +1,56 @@
 """
 What was begun and how it ended, on disk: so that no request runs twice or is forgotten.
 
-What arrives in one turn of the event loop, or in a few, makes one transaction, which the
-loop writes itself as long as that is quick: it goes into the page cache, and handing it
-to a thread costs several times as much. A thread does all that waits for the disk: opening,
-checkpoints, deleting what is old, records that are to survive the machine's sudden end,
-and everything for a while once a transaction has taken long. Knows nothing of requests
-beyond their `Entry`, and nothing of who answers them.
+    begin, end ──→ redo log (at once) ──→ ledger (a little later, many at a time)
+
+A record is a line of the redo log first: written before a job starts or is answered, it
+outlives this process, and costs the event loop some microseconds. A thread puts what has
+changed into the ledger, one transaction for all of it, whereupon the lines are dropped;
+most requests have ended by then, and are written once. Where records are to survive the
+machine's sudden end as well, there is no redo log: each waits for its transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
-from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from .errors import JournalError
-from .ledger import PAYLOAD, Ended, Entry, Key, Ledger, Outcome, Unfinished
+from .ledger import Ledger, Reader
+from .records import (
+    RUNNING,
+    Entry,
+    Key,
+    Outcome,
+    Record,
+    Unfinished,
+    cleaned,
+    clipped,
+    told,
+)
+from .redo import RedoLog
 
-__all__ = ["PAYLOAD", "Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
+__all__ = ["Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
 
-SENTS = 64  # of `sent` that are worth a statement
-LINGER = 0.05  # seconds that fewer wait for company
-TURNS = 4  # of the event loop that a transaction waits at most, while each brings more
-SLOW = 0.05  # seconds; a transaction that takes longer in the loop is the last for a while
-RECOVERY = 10.0  # seconds until the loop tries again
-KEPT = 10_000  # ends kept in memory while the disk takes none
-CATCH_UP = 128  # of them written with one transaction, once it takes them again
+LINGER = 0.1  # seconds that a record waits for company on its way into the ledger
+MANY = 1000  # records that need not wait
+MUCH = 1024 * 1024  # bytes of their payloads likewise
+MOST = 10_000  # records that may wait at all; who brings more waits as well
+HEAVIEST = 16 * 1024 * 1024  # bytes of payloads likewise
+KEPT = 1000  # ends kept in memory alone, while the disk takes none
+RETRY = 1.0  # seconds until what could not be stored is tried again
 CHECK = 60.0  # seconds between two looks at age and size, while there is something to write
 CHECK_BYTES = 1024 * 1024  # or so much written
 ROW = 300  # bytes of a row besides its payload, about
-HOLD = 0.05  # seconds that deleting what is old may hold up a commit
-
-_OPEN, _SENT, _CLOSE, _CARE = "open", "sent", "close", "care"
+HOLD = 0.05  # seconds that deleting what is old may hold up a transaction
 
 T = TypeVar("T")
-_Done = asyncio.Future[None]
-_Answer = tuple[asyncio.Future[Any], Any]
+P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +99,26 @@ class Journal:
             raise ValueError(f"sync: found {sync}; expected normal or full")
         self.on_change: Callable[[], None] = lambda: None
         self.on_unfinished: Callable[[list[Unfinished]], None] = lambda found: None
-        self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
-        self._writer = _Writer(Ledger(path, sync), max_age, max_size, self._tell, sync == "full")
-        self._seen = self._turns = 0  # records of the next transaction; turns they have waited
-        self._scheduled = False  # whether this turn's transaction is to come
-        self._due: asyncio.TimerHandle | None = None  # rings for `sent`
+        self._path, self._max_age, self._max_size = path, max_age, max_size
+        self._ledger = Ledger(path, sync)
+        self._redo = None if sync == "full" else RedoLog(path + ".redo")
+        self._reader: Reader | None = None  # there is none until the ledger was opened
+        self._read = 0  # which opening of the ledger it belongs to
+        self._replayed = False  # whether the redo log of an earlier run is in the ledger
+        self._thread = ThreadPoolExecutor(1, "journal")  # all use of the ledger
+        self._closed = True
+        self._poster: asyncio.Task[None] | None = None
+        self._bell = asyncio.Event()  # there is something to store
+        self._full = asyncio.Event()  # and it is much
+        self._live: dict[Key, Record] = {}  # what runs, or is not stored yet
+        self._dirty: dict[Key, Record | None] = {}  # to be stored; None: to be forgotten
+        self._waiting: list[asyncio.Future[None]] = []  # for that
+        self._told: set[Key] = set()  # of earlier runs, given out
+        self._failures = 0
+        self._trouble = ""  # why nothing can be stored in the ledger
+        self._refusal = ""  # why nothing can be added to the redo log
+        self._written = self._bytes = 0  # since the last look at the size; of what is dirty
+        self._checked = 0.0  # monotonic seconds
 
     async def open(self) -> list[Unfinished]:
         """Start; what an earlier run of the agent has left behind, oldest first.
@@ -104,14 +126,15 @@ class Journal:
         Never raises: where the file cannot be had, `state` tells why, `begin` raises, and
         it is tried again with all that is to be recorded.
         """
-        self._loop = asyncio.get_running_loop()
-        opened: asyncio.Future[list[Unfinished]] = self._loop.create_future()
-        self._writer.bell.put((_OPEN, opened))
-        threading.Thread(target=self._writer.run, name="journal", daemon=True).start()
-        return await opened
+        self._closed = False
+        found: list[Unfinished] = []
+        with suppress(JournalError):
+            found = await self._take()
+        self._poster = asyncio.create_task(self._post_all())
+        return found
 
     async def begin(self, entry: Entry) -> Outcome | None:
-        """Record *entry*; returns once that is committed.
+        """Record *entry*; returns once that outlives us.
 
         Returns:
             None: run it. An outcome: the same `src` and `uuid` was here before, and this is
@@ -120,387 +143,304 @@ class Journal:
         Raises:
             JournalError: It cannot be recorded.
         """
-        if self._loop is None:
+        if self._closed:
             raise JournalError("the journal is closed")
-        asked = _Asked(entry, self._loop.create_future())
-        self._writer.begins.append(asked)
-        self._ring()
         try:
-            return await asked.answer
-        except asyncio.CancelledError:
-            # Nobody will run it: recorded as running, it would never end.
-            self._writer.forgets.append(asked)
-            self._ring()
+            entry = cleaned(entry)
+            if self._reader is None:
+                self._late(await self._take())
+            if len(self._dirty) >= MOST or self._bytes >= HEAVIEST:
+                await self._stored()
+            mine = self._live.get(entry.key)
+            known = mine or await self._find(entry.key)
+            answer = None if known is None else told(known, entry, mine is not None)
+            if answer is None:
+                await self._begin(Record(entry, RUNNING, not entry.durable, time.time()))
+        except JournalError:
+            self._failures += 1
             raise
+        return answer
 
     async def end(self, entry: Entry, outcome: Outcome) -> None:
-        """Record how *entry* has ended; returns once that is committed, or counted as failed.
+        """Record how *entry* has ended; returns once that outlives us, or is counted as failed.
 
-        A payload longer than `PAYLOAD` is left out.
+        A payload longer than `PAYLOAD` is left out. The end of an earlier attempt than the
+        one on record changes nothing.
         """
-        if self._loop is None:
+        if self._closed:
             return
-        if len(outcome.payload) > PAYLOAD:
-            outcome = outcome._replace(payload=b"")
-        recorded: asyncio.Future[None] = self._loop.create_future()
-        self._writer.ends.append((Ended(entry, outcome), recorded))
-        self._ring()
-        await recorded
+        entry, outcome = cleaned(entry), clipped(outcome)
+        known = self._known(entry)
+        if known is not None and known.entry.attempt > entry.attempt:
+            return
+        kept = entry if known is None else known.entry
+        record = Record(kept, outcome, not entry.durable, time.time())
+        try:
+            if self._redo is not None:
+                self._append(self._redo, record)
+        except JournalError:
+            self._failures += 1
+            self._make_room()
+        self._note(record)
+        if self._redo is None:
+            try:
+                await self._stored()
+            except JournalError:
+                self._failures += 1
 
     def sent(self, entry: Entry) -> None:
         """The answer to *entry*, which has ended, was handed over; waits for nothing."""
-        if self._loop is None or entry.durable:
+        if self._closed or entry.durable:
             return
-        self._writer.sents.append(entry)
-        if self._due is None:
-            self._due = self._loop.call_later(LINGER, self._hurry)
+        record = self._known(cleaned(entry))
+        if record is not None and record.outcome is not RUNNING:
+            self._note(record._replace(owed=False))
 
     async def close(self) -> None:
-        """Commit what waits, and let go of the file."""
-        if self._loop is None:
+        """Store what waits, and let go of the file."""
+        if self._closed:
             return
-        closed: asyncio.Future[None] = self._loop.create_future()
-        self._loop = None
-        self._stop_waiting()
-        self._writer.bell.put((_CLOSE, closed))
-        await closed
+        self._closed = True
+        self._bell.set()
+        self._full.set()
+        if self._poster is not None:
+            await self._poster
+        if self._dirty:
+            log.error("journal: %d records could not be stored: %s",
+                      len(self._dirty), self._trouble)  # fmt: skip
+        await self._in_thread(self._ledger.close)
+        if self._redo is not None:
+            self._redo.close()
+            if not self._dirty:
+                self._redo.drop()
+        if self._reader is not None:
+            self._reader.close()
+        self._thread.shutdown(wait=False)
 
     def state(self) -> JournalState:
         """How it is now."""
-        writer = self._writer
-        entries, failures = writer.ledger.entries, writer.failures
+        entries, failures = self._ledger.entries, self._failures
         text = f"journal: {entries} {'entry' if entries == 1 else 'entries'}"
-        if writer.trouble:
-            text = f"journal: not writable: {writer.trouble}"
-        if self._loop is None:
+        trouble = self._refusal or self._trouble
+        if trouble:
+            text = f"journal: not writable: {trouble}"
+        if self._closed:
             text = "journal: closed"
         if failures:
             text += f"; {failures} {'record' if failures == 1 else 'records'} lost"
-        ok = self._loop is not None and not writer.trouble
-        return JournalState(ok, text, failures, entries)
+        return JournalState(not self._closed and not trouble, text, failures, entries)
 
-    def _ring(self) -> None:
-        """Something is to be written: at the end of this turn of the loop, or by the thread."""
-        if self._scheduled:
-            return
-        if self._writer.is_quick and self._loop is not None:
-            self._scheduled = True
-            self._loop.call_soon(self._write)
-        elif self._writer.quiet:
-            self._writer.quiet = False
-            self._writer.bell.put(None)
+    # What is known, and what is added to it
 
-    def _write(self) -> None:
-        if self._loop is not None and self._may_grow():
-            self._loop.call_soon(self._write)
-            return
-        self._seen = self._turns = 0
-        self._scheduled = False
-        if not self._writer.write_here():
-            self._writer.bell.put(None)
-        elif self._writer.wants_care:
-            self._writer.bell.put((_CARE, None))
-
-    def _may_grow(self) -> bool:
-        """Whether the next turn may bring more, as this one has: they share what one costs."""
-        writer, seen = self._writer, self._seen
-        self._seen = len(writer.begins) + len(writer.ends)
-        self._turns += 1
-        others = writer.ledger.running > len(writer.ends)
-        return others and self._seen > seen and self._turns <= TURNS
-
-    def _hurry(self) -> None:
-        self._due = None
-        if self._writer.is_quick:
-            self._ring()
-        else:
-            self._writer.bell.put((_SENT, None))
-
-    def _stop_waiting(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-
-    def _tell(self, news: _News) -> None:
-        for future, value in news.answers:
-            if future.done():
-                continue
-            if isinstance(value, JournalError):
-                future.set_exception(value)
-            else:
-                future.set_result(value)
-        if news.changed:
-            self.on_change()
-        if news.found:
-            self.on_unfinished(news.found)
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A begin, and whether it was recorded as running."""
-
-    entry: Entry
-    answer: asyncio.Future[Outcome | None]
-    recorded: bool = False
-
-
-class _News(NamedTuple):
-    """What the thread has for the loop."""
-
-    answers: list[_Answer]
-    changed: bool = False
-    found: list[Unfinished] = []  # noqa: RUF012 (nobody adds to it)
-
-
-class _Writer:
-    """Writes batches, in the loop or in a thread, one at a time.
-
-    The loop appends to the deques. It writes them itself, or rings the bell if it finds
-    the thread `quiet`; the thread says that it is before it looks, so that nothing is
-    overlooked.
-
-    Args:
-        tell: Called in the loop, once for each batch.
-        waits: Whether each transaction waits for the disk, and is none for the loop.
-
-    Attributes:
-        trouble: Why nothing can be recorded; empty if it can.
-        failures: Begins and ends that could not be written when they were due.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        max_age: float,
-        max_size: int,
-        tell: Callable[[_News], None],
-        waits: bool,
-    ) -> None:
-        self.ledger = ledger
-        self._waits = waits
-        self._lock = threading.Lock()  # whoever uses the ledger has it
-        self._here = False  # whether that is the loop
-        self._slow_until = 0.0  # monotonic seconds
-        self.begins: deque[_Asked] = deque()
-        self.ends: deque[tuple[Ended, _Done]] = deque()
-        self.sents: deque[Entry] = deque()
-        self.forgets: deque[_Asked] = deque()
-        self.bell: SimpleQueue[tuple[str, asyncio.Future[Any] | None] | None] = SimpleQueue()
-        self.quiet = True
-        self.trouble = ""
-        self.failures = 0
-        self._max_age, self._max_size = max_age, max_size
-        self._tell = tell
-        self._kept: dict[Key, Ended] = {}
-        self._kept_sents: deque[Entry] = deque(maxlen=KEPT)
-        self._loop: asyncio.AbstractEventLoop
-        self._news = _News([])
-        self._hurry = False  # write what is `sent`, however little
-        self._written = 0  # bytes since `_checked`
-        self._checked = 0.0
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether the loop may write by itself."""
-        return (
-            self.ledger.is_open
-            and not (self._waits or self.trouble)
-            and time.monotonic() >= self._slow_until
-        )
-
-    @property
-    def wants_care(self) -> bool:
-        """Whether it is time to look after the file."""
-        return self._is_time_to_shrink() or self.ledger.wants_checkpoint
-
-    def write_here(self) -> bool:
-        """Write what there is, in the loop; False if the thread has the file."""
-        if not self._lock.acquire(blocking=False):
-            return False
+    async def _find(self, key: Key) -> Record | None:
+        """What the ledger has of a request; a damaged one is replaced."""
+        assert self._reader is not None
+        seen = self._read
         try:
-            if not self.is_quick:
-                return False
-            began = time.monotonic()
-            self._here = True
-            self._batch()
-            took = time.monotonic() - began
-            if took > SLOW:
-                self._slow_until = began + RECOVERY
-                log.debug("journal: a record took %.3f s", took)
-        finally:
-            self._here = False
-            self._lock.release()
-        return True
+            return self._reader.find(key)
+        except JournalError as exc:
+            if not self._reader.is_damaged:
+                raise
+            await self._in_thread(self._replace, seen, str(exc))
+            self._late(await self._take())
+            return None
 
-    def run(self) -> None:
-        """Write until told to close."""
-        while True:
-            call = self.bell.get()
-            self.quiet = True
-            verb, future = call or ("", None)
-            with self._lock:
-                if verb == _OPEN and future:
-                    self._loop = future.get_loop()
-                    self._answer([(future, self._open())])
-                self._hurry = verb in (_SENT, _CLOSE)
-                while self.begins or self.ends or self.forgets or self._due_sents():
-                    self._batch()
-                    self._tidy()
-                if verb == _CLOSE and future:
-                    self._close()
-                    self._answer([(future, None)])
-                    return
-                if verb == _CARE:
-                    self._tidy()
-                truncate = self.ledger.must_truncate
-                if truncate:
-                    self.ledger.checkpoint(truncate)
-            if verb == _CARE and self._is_time_to_shrink() and not self.trouble:
-                self.bell.put((_CARE, None))  # the rest, once others have had their turn
-            if self.ledger.wants_checkpoint:  # nobody waits for it
-                self.ledger.checkpoint()
+    def _known(self, entry: Entry) -> Record | None:
+        if mine := self._live.get(entry.key):
+            return mine
+        with suppress(JournalError):
+            return None if self._reader is None else self._reader.find(entry.key)
+        return None
 
-    def _due_sents(self) -> int:
-        waiting = len(self.sents)
-        return waiting if self._hurry or self._here or waiting >= SENTS else 0
+    async def _begin(self, record: Record) -> None:
+        if self._redo is not None:
+            self._append(self._redo, record)
+            self._note(record)
+            return
+        self._note(record)
+        try:
+            await self._stored()
+        except (JournalError, asyncio.CancelledError):
+            # Nobody will run it: recorded as running, it would never end.
+            if self._live.get(record.entry.key) is record:
+                del self._live[record.entry.key]
+                self._dirty[record.entry.key] = None
+                self._bell.set()
+            raise
+
+    def _append(self, redo: RedoLog, record: Record) -> None:
+        try:
+            redo.append(record)
+        except JournalError as exc:
+            self._went(self._trouble, str(exc))
+            raise
+        if self._refusal:
+            self._went(self._trouble, "")
+
+    def _note(self, record: Record) -> None:
+        """*record* is what stands now."""
+        key = record.entry.key
+        self._live[key] = self._dirty[key] = record
+        self._bytes += len(record.outcome.payload)
+        if self._bytes >= MUCH or len(self._dirty) >= MANY:
+            self._full.set()
+        self._bell.set()
+
+    def _make_room(self) -> None:
+        """Forget an end that is in memory alone, if there are many."""
+        if len(self._dirty) < KEPT:
+            return
+        for key, record in self._dirty.items():
+            if record is not None and record.outcome is not RUNNING:
+                del self._dirty[key]
+                self._live.pop(key, None)
+                return
+
+    async def _stored(self) -> None:
+        """Wait until what is dirty now is in the ledger."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(stored)
+        self._bell.set()
+        await stored
+
+    # The way into the ledger
+
+    async def _post_all(self) -> None:
+        while not self._closed:
+            await self._bell.wait()
+            if self._redo is not None:  # nobody waits
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER):
+                        await self._full.wait()
+            await self._post()
+        if self._dirty:
+            await self._post()
+
+    async def _post(self) -> None:
+        """Store what is dirty; what cannot be stored stays so."""
+        self._bell.clear()
+        self._full.clear()
+        self._bytes = 0
+        batch, self._dirty = self._dirty, {}
+        waiting, self._waiting = self._waiting, []
+        error: JournalError | None = None
+        try:
+            await self._store(batch)
+        except JournalError as exc:
+            error = exc
+        except Exception as exc:
+            log.critical("the journal has failed: this is a bug", exc_info=True)
+            error = JournalError(f"a bug: {exc}")
+        if error is not None:
+            self._dirty = batch | self._dirty
+            self._went(str(error), self._refusal)
+            asyncio.get_running_loop().call_later(RETRY, self._bell.set)
+        for stored in waiting:
+            if stored.done():
+                continue
+            if error is None:
+                stored.set_result(None)
+            else:
+                stored.set_exception(error)
+
+    async def _store(self, batch: dict[Key, Record | None]) -> None:
+        if not self._ledger.is_open:
+            self._late(await self._take())
+        if batch:
+            if self._redo is not None:
+                with suppress(JournalError):  # what stands there is stored once more
+                    self._redo.switch()
+            records = [record for record in batch.values() if record is not None]
+            gone = [key for key, record in batch.items() if record is None]
+            await self._in_thread(self._ledger.write, records, gone)
+            if self._redo is not None:
+                self._redo.drop()
+            for key, record in batch.items():
+                ended = record is not None and record.outcome is not RUNNING
+                if ended and self._live.get(key) is record:
+                    del self._live[key]
+            self._written += sum(ROW + len(record.outcome.payload) for record in records)
+        self._went("", self._refusal)
+        if await self._in_thread(self._shrink):
+            self._bell.set()
+
+    async def _take(self) -> list[Unfinished]:
+        """Have the ledger; what an earlier run has left, as far as it was not told.
+
+        Raises:
+            JournalError: It cannot be had now.
+        """
+        try:
+            found = await self._in_thread(self._open)
+            if self._read != self._ledger.opened:
+                before, self._reader = self._reader, Reader(self._path)
+                self._read = self._ledger.opened
+                if before is not None:  # it may be another file
+                    before.close()
+                    self._dirty = {**self._live, **self._dirty}
+                    self._bell.set()
+            if self._redo is not None and not self._redo.is_open:
+                self._redo.switch()
+        except JournalError as exc:
+            self._went(str(exc), self._refusal)
+            raise
+        self._went("", self._refusal)
+        found = [
+            left
+            for left in found
+            if left.entry.key not in self._live and left.entry.key not in self._told
+        ]
+        self._told.update(left.entry.key for left in found)
+        return found
+
+    def _late(self, found: list[Unfinished]) -> None:
+        if found:
+            self.on_unfinished(found)
+
+    def _went(self, trouble: str, refusal: str) -> None:
+        before, after = self._trouble or self._refusal, trouble or refusal
+        self._trouble, self._refusal = trouble, refusal
+        if bool(before) == bool(after):
+            return
+        if after:
+            log.error("journal: nothing can be recorded: %s", after)
+        else:
+            log.info("journal: requests are recorded")
+        self.on_change()
+
+    # In the thread
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        future = self._thread.submit(function, *args, **kwargs)
+        return await asyncio.shield(asyncio.wrap_future(future))
 
     def _open(self) -> list[Unfinished]:
-        try:
-            found = self.ledger.open()
-        except JournalError as exc:
-            self._went(str(exc))
-            return []
-        self._went("")
+        if not self._ledger.is_open:
+            self._ledger.open()
+        if self._redo is not None and not self._replayed:
+            self._replay(self._redo)
+        self._replayed = True
         self._shrink()
-        return found
+        return self._ledger.left()
 
-    def _close(self) -> None:
-        if self._kept:
-            log.error("journal: %d ends could not be recorded: %s", len(self._kept), self.trouble)
-        self.ledger.close()
+    def _replay(self, redo: RedoLog) -> None:
+        """Store what an earlier run had no time to."""
+        latest = {record.entry.key: record for record in redo.read()}
+        if latest:
+            self._ledger.write(list(latest.values()))
+        redo.drop()
 
-    def _batch(self) -> None:
-        # In this order: an earlier step of whoever is found in one queue is in a later one.
-        forgets, begins = _taken(self.forgets), _taken(self.begins)
-        ends = _taken(self.ends)
-        sents = _taken(self.sents) if self._due_sents() else []
-        try:
-            found = self._record([asked.entry for asked in begins], [end for end, _ in ends], sents)
-        except JournalError as exc:
-            found = self._refuse(str(exc), begins, ends, sents)
-        except Exception:
-            log.critical("the journal has failed: this is a bug", exc_info=True)
-            found = self._refuse("internal error", begins, ends, sents)
-        answers: list[_Answer] = []
-        for asked, value in zip(begins, found, strict=True):
-            asked.recorded = value is None
-            answers.append((asked.answer, value))
-        answers += [(future, None) for _, future in ends]
-        self._answer(answers)
-        try:
-            self._forget(forgets)
-        except Exception:
-            log.critical("the journal has failed: this is a bug", exc_info=True)
+    def _replace(self, seen: int, why: str) -> None:
+        if self._ledger.opened == seen:
+            self._ledger.replace(why)
 
-    def _record(
-        self, begins: list[Entry], ends: list[Ended], sents: list[Entry]
-    ) -> list[Outcome | JournalError | None]:
-        """Write it; what the begins are told."""
-        if not self.ledger.is_open:
-            self._news = self._news._replace(found=self.ledger.open())
-        late = dict(islice(self._kept.items(), CATCH_UP))
-        late |= {key: self._kept[key] for entry in begins if (key := entry[:2]) in self._kept}
-        found: list[Outcome | JournalError | None] = []
-        found += self.ledger.write(begins, [*late.values(), *ends], [*self._kept_sents, *sents])
-        for key in late:
-            del self._kept[key]
-        self._kept_sents.clear()
-        self._went("")
-        self._written += ROW * len(begins) + sum(len(end.outcome.payload) for end in ends)
-        return found
-
-    def _refuse(
-        self,
-        reason: str,
-        begins: list[_Asked],
-        ends: list[tuple[Ended, _Done]],
-        sents: list[Entry],
-    ) -> list[Outcome | JournalError | None]:
-        """Nothing could be written: remember the ends, and refuse what is new."""
-        self._went(reason)
-        for end, _ in ends:
-            self._kept[end.entry[:2]] = end
-        while len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
-        for entry in sents:
-            if kept := self._kept.get(entry[:2]):
-                self._kept[entry[:2]] = kept._replace(sent=True)
-            else:
-                self._kept_sents.append(entry)
-        found: list[Outcome | JournalError | None] = []
-        found += [self._known(asked.entry) or JournalError(reason) for asked in begins]
-        self.failures += len(ends) + sum(isinstance(value, JournalError) for value in found)
-        return found
-
-    def _known(self, entry: Entry) -> Outcome | None:
-        kept = self._kept.get(entry[:2])
-        if kept and kept.outcome.status != "again":
-            return kept.outcome
-        return self.ledger.find(entry)
-
-    def _forget(self, forgets: list[_Asked]) -> None:
-        for entry in [asked.entry for asked in forgets if asked.recorded]:
-            try:
-                self.ledger.forget(entry)
-            except JournalError as exc:
-                self._went(str(exc))
-
-    def _tidy(self) -> None:
-        try:
-            self._shrink()
-        except Exception:
-            log.critical("the journal has failed: this is a bug", exc_info=True)
-
-    def _shrink(self) -> None:
-        """Make room in small steps; what is not done now is done after a later batch."""
-        if not self._is_time_to_shrink():
-            return
+    def _shrink(self) -> bool:
+        """Make room in small steps; whether there is more to do."""
         now = time.monotonic()
-        try:
-            while more := self.ledger.shrink(self._max_age, self._max_size):
-                if time.monotonic() - now > HOLD:
-                    break
-        except JournalError as exc:
-            self._went(str(exc))
-            return
-        if not more:
-            self._checked, self._written = now, 0
-
-    def _is_time_to_shrink(self) -> bool:
-        return time.monotonic() - self._checked >= CHECK or self._written >= CHECK_BYTES
-
-    def _went(self, trouble: str) -> None:
-        if bool(trouble) != bool(self.trouble):
-            self._news = self._news._replace(changed=True)
-            if trouble:
-                log.error("journal: nothing can be recorded: %s", trouble)
-            else:
-                log.info("journal: requests are recorded")
-        self.trouble = trouble
-
-    def _answer(self, answers: list[_Answer]) -> None:
-        news, self._news = self._news._replace(answers=answers), _News([])
-        if news == self._news:
-            return
-        if self._here:
-            self._tell(news)
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._tell, news)
-        except RuntimeError:
-            log.debug("journal: the event loop has gone")
-
-
-def _taken(queue: deque[T]) -> list[T]:
-    """What is in *queue*; the other side may go on appending."""
-    return [queue.popleft() for _ in range(len(queue))]
+        if now - self._checked < CHECK and self._written < CHECK_BYTES:
+            return False
+        while self._ledger.shrink(self._max_age, self._max_size):
+            if time.monotonic() - now > HOLD:
+                return True
+        self._checked, self._written = now, 0
+        return False

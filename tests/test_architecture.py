@@ -24,8 +24,8 @@ FLOORS = [
     {"starter", "account"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
     | {"schemas", "context"},
-    {"placeholders"},
-    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces", "ledger"},
+    {"placeholders", "ledger", "redo"},
+    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces", "records"},
     {"destination", "ownership", "feedback"},
     {"errors"},
 ]
