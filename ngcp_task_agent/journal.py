@@ -34,6 +34,7 @@ from .records import (
     told,
 )
 from .redo import RedoLog
+from .seen import FULL, Seen
 
 __all__ = ["Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
 
@@ -110,6 +111,7 @@ class Journal:
         self._poster: asyncio.Task[None] | None = None
         self._bell = asyncio.Event()  # there is something to store
         self._full = asyncio.Event()  # and it is much
+        self._seen = Seen()  # keys that the ledger may have
         self._live: dict[Key, Record] = {}  # what runs, or is not stored yet
         self._dirty: dict[Key, Record | None] = {}  # to be stored; None: to be forgotten
         self._waiting: list[asyncio.Future[None]] = []  # for that
@@ -147,12 +149,12 @@ class Journal:
             raise JournalError("the journal is closed")
         try:
             entry = cleaned(entry)
-            if self._reader is None:
+            if self._reader is None or self._reader.is_damaged:
                 self._late(await self._take())
             if len(self._dirty) >= MOST or self._bytes >= HEAVIEST:
                 await self._stored()
             mine = self._live.get(entry.key)
-            known = mine or await self._find(entry.key)
+            known = mine or self._find(entry.key)
             answer = None if known is None else told(known, entry, mine is not None)
             if answer is None:
                 await self._begin(Record(entry, RUNNING, not entry.durable, time.time()))
@@ -174,6 +176,8 @@ class Journal:
         if known is not None and known.entry.attempt > entry.attempt:
             return
         kept = entry if known is None else known.entry
+        if known is None:
+            self._seen.add(entry.key)
         record = Record(kept, outcome, not entry.durable, time.time())
         try:
             if self._redo is not None:
@@ -232,27 +236,31 @@ class Journal:
 
     # What is known, and what is added to it
 
-    async def _find(self, key: Key) -> Record | None:
-        """What the ledger has of a request; a damaged one is replaced."""
-        assert self._reader is not None
-        seen = self._read
+    def _find(self, key: Key) -> Record | None:
+        """What the ledger has of a request.
+
+        Raises:
+            JournalError: Nobody knows; a damaged ledger is replaced before the next look.
+        """
+        if key not in self._seen or self._reader is None:
+            return None
         try:
             return self._reader.find(key)
         except JournalError as exc:
-            if not self._reader.is_damaged:
-                raise
-            await self._in_thread(self._replace, seen, str(exc))
-            self._late(await self._take())
-            return None
+            if self._reader.is_damaged:
+                self._went(str(exc), self._refusal)
+                self._bell.set()
+            raise
 
     def _known(self, entry: Entry) -> Record | None:
         if mine := self._live.get(entry.key):
             return mine
         with suppress(JournalError):
-            return None if self._reader is None else self._reader.find(entry.key)
+            return self._find(entry.key)
         return None
 
     async def _begin(self, record: Record) -> None:
+        self._seen.add(record.entry.key)
         if self._redo is not None:
             self._append(self._redo, record)
             self._note(record)
@@ -344,7 +352,7 @@ class Journal:
                 stored.set_exception(error)
 
     async def _store(self, batch: dict[Key, Record | None]) -> None:
-        if not self._ledger.is_open:
+        if not self._ledger.is_open or (self._reader is not None and self._reader.is_damaged):
             self._late(await self._take())
         if batch:
             if self._redo is not None:
@@ -363,6 +371,8 @@ class Journal:
         self._went("", self._refusal)
         if await self._in_thread(self._shrink):
             self._bell.set()
+        if self._seen.count > max(FULL, self._ledger.entries):
+            self._seen.turn()  # the ledger has forgotten what came before the turn before
 
     async def _take(self) -> list[Unfinished]:
         """Have the ledger; what an earlier run has left, as far as it was not told.
@@ -371,14 +381,11 @@ class Journal:
             JournalError: It cannot be had now.
         """
         try:
+            if self._reader is not None and self._reader.is_damaged:
+                await self._in_thread(self._replace, self._read)
             found = await self._in_thread(self._open)
             if self._read != self._ledger.opened:
-                before, self._reader = self._reader, Reader(self._path)
-                self._read = self._ledger.opened
-                if before is not None:  # it may be another file
-                    before.close()
-                    self._dirty = {**self._live, **self._dirty}
-                    self._bell.set()
+                await self._turn_to_file()
             if self._redo is not None and not self._redo.is_open:
                 self._redo.switch()
         except JournalError as exc:
@@ -392,6 +399,20 @@ class Journal:
         ]
         self._told.update(left.entry.key for left in found)
         return found
+
+    async def _turn_to_file(self) -> None:
+        """It was opened, and may be another one than before."""
+        opened = self._ledger.opened
+        before, self._reader = self._reader, Reader(self._path)
+        self._read = opened
+        if before is not None:
+            before.close()
+            self._dirty = {**self._live, **self._dirty}
+            self._bell.set()
+        seen = await self._in_thread(self._ledger.seen)
+        for key in [*self._live, *self._dirty]:
+            seen.add(key)
+        self._seen = seen
 
     def _late(self, found: list[Unfinished]) -> None:
         if found:
@@ -430,9 +451,9 @@ class Journal:
             self._ledger.write(list(latest.values()))
         redo.drop()
 
-    def _replace(self, seen: int, why: str) -> None:
-        if self._ledger.opened == seen:
-            self._ledger.replace(why)
+    def _replace(self, damaged: int) -> None:
+        if self._ledger.opened == damaged:
+            self._ledger.replace("as a reader found")
 
     def _shrink(self) -> bool:
         """Make room in small steps; whether there is more to do."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from .errors import JournalError
 from .records import RUNNING, Key, Record, Unfinished, from_row, to_row
+from .seen import Seen
 
 BUSY = 1.0  # seconds to wait for somebody who reads the file with other tools
 BROKEN = 3  # damaged files that are kept beside the new one
@@ -120,6 +121,22 @@ class Ledger:
             Unfinished(record.entry, None if record.outcome is RUNNING else record.outcome)
             for record in map(from_row, rows)
         ]
+
+    def seen(self) -> Seen:
+        """The keys of all rows.
+
+        Raises:
+            JournalError: They cannot be read.
+        """
+        seen = Seen()
+
+        def look() -> None:
+            assert self._db is not None
+            for key in self._db.execute("SELECT src, uuid FROM jobs"):
+                seen.add(key)
+
+        self._guarded(look)
+        return seen
 
     def write(self, records: Sequence[Record], gone: Sequence[Key] = ()) -> None:
         """Store *records*, each in place of what there was of it, and forget what is *gone*.

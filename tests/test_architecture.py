@@ -25,7 +25,17 @@ FLOORS = [
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
     | {"schemas", "context"},
     {"placeholders", "ledger", "redo"},
-    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces", "records"},
+    {
+        "messages",
+        "options",
+        "yamlfile",
+        "cgroups",
+        "pipes",
+        "proctable",
+        "namespaces",
+        "records",
+        "seen",
+    },
     {"destination", "ownership", "feedback"},
     {"errors"},
 ]
