@@ -23,14 +23,17 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from .errors import JournalError
 from .ledger import Ledger, Reader
 from .records import (
+    PAYLOAD_AT,
     RUNNING,
     Entry,
     Key,
     Outcome,
     Record,
+    Row,
     Unfinished,
     cleaned,
     clipped,
+    to_row,
     told,
 )
 from .redo import RedoLog
@@ -39,7 +42,7 @@ from .seen import FULL, Seen
 __all__ = ["Entry", "Journal", "JournalState", "Outcome", "Unfinished"]
 
 LINGER = 0.1  # seconds that a record waits for company on its way into the ledger
-MANY = 1000  # records that need not wait
+MANY = 4000  # records that need not wait
 MUCH = 1024 * 1024  # bytes of their payloads likewise
 MOST = 10_000  # records that may wait at all; who brings more waits as well
 HEAVIEST = 16 * 1024 * 1024  # bytes of payloads likewise
@@ -113,7 +116,7 @@ class Journal:
         self._full = asyncio.Event()  # and it is much
         self._seen = Seen()  # keys that the ledger may have
         self._live: dict[Key, Record] = {}  # what runs, or is not stored yet
-        self._dirty: dict[Key, Record | None] = {}  # to be stored; None: to be forgotten
+        self._dirty: dict[Key, Row | None] = {}  # to be stored; None: to be forgotten
         self._waiting: list[asyncio.Future[None]] = []  # for that
         self._told: set[Key] = set()  # of earlier runs, given out
         self._failures = 0
@@ -179,13 +182,14 @@ class Journal:
         if known is None:
             self._seen.add(entry.key)
         record = Record(kept, outcome, not entry.durable, time.time())
+        row = to_row(record)
         try:
             if self._redo is not None:
-                self._append(self._redo, record)
+                self._append(self._redo, row)
         except JournalError:
             self._failures += 1
             self._make_room()
-        self._note(record)
+        self._note(record, row)
         if self._redo is None:
             try:
                 await self._stored()
@@ -198,7 +202,8 @@ class Journal:
             return
         record = self._known(cleaned(entry))
         if record is not None and record.outcome is not RUNNING:
-            self._note(record._replace(owed=False))
+            record = record._replace(owed=False)
+            self._note(record, to_row(record))
 
     async def close(self) -> None:
         """Store what waits, and let go of the file."""
@@ -261,11 +266,12 @@ class Journal:
 
     async def _begin(self, record: Record) -> None:
         self._seen.add(record.entry.key)
+        row = to_row(record)
         if self._redo is not None:
-            self._append(self._redo, record)
-            self._note(record)
+            self._append(self._redo, row)
+            self._note(record, row)
             return
-        self._note(record)
+        self._note(record, row)
         try:
             await self._stored()
         except (JournalError, asyncio.CancelledError):
@@ -276,19 +282,19 @@ class Journal:
                 self._bell.set()
             raise
 
-    def _append(self, redo: RedoLog, record: Record) -> None:
+    def _append(self, redo: RedoLog, row: Row) -> None:
         try:
-            redo.append(record)
+            redo.append(row)
         except JournalError as exc:
             self._went(self._trouble, str(exc))
             raise
         if self._refusal:
             self._went(self._trouble, "")
 
-    def _note(self, record: Record) -> None:
-        """*record* is what stands now."""
+    def _note(self, record: Record, row: Row) -> None:
+        """*record* is what stands now, also as *row*."""
         key = record.entry.key
-        self._live[key] = self._dirty[key] = record
+        self._live[key], self._dirty[key] = record, row
         self._bytes += len(record.outcome.payload)
         if self._bytes >= MUCH or len(self._dirty) >= MANY:
             self._full.set()
@@ -298,10 +304,10 @@ class Journal:
         """Forget an end that is in memory alone, if there are many."""
         if len(self._dirty) < KEPT:
             return
-        for key, record in self._dirty.items():
+        for key in self._dirty:
+            record = self._live.get(key)
             if record is not None and record.outcome is not RUNNING:
-                del self._dirty[key]
-                self._live.pop(key, None)
+                del self._dirty[key], self._live[key]
                 return
 
     async def _stored(self) -> None:
@@ -351,28 +357,32 @@ class Journal:
             else:
                 stored.set_exception(error)
 
-    async def _store(self, batch: dict[Key, Record | None]) -> None:
+    async def _store(self, batch: dict[Key, Row | None]) -> None:
         if not self._ledger.is_open or (self._reader is not None and self._reader.is_damaged):
             self._late(await self._take())
         if batch:
             if self._redo is not None:
                 with suppress(JournalError):  # what stands there is stored once more
                     self._redo.switch()
-            records = [record for record in batch.values() if record is not None]
-            gone = [key for key, record in batch.items() if record is None]
-            await self._in_thread(self._ledger.write, records, gone)
+            rows = [row for row in batch.values() if row is not None]
+            gone = [key for key, row in batch.items() if row is None]
+            await self._in_thread(self._ledger.write, rows, gone)
             if self._redo is not None:
                 self._redo.drop()
-            for key, record in batch.items():
-                ended = record is not None and record.outcome is not RUNNING
-                if ended and self._live.get(key) is record:
-                    del self._live[key]
-            self._written += sum(ROW + len(record.outcome.payload) for record in records)
+            self._let_go(batch)
+            self._written += sum(ROW + len(row[PAYLOAD_AT]) for row in rows)
         self._went("", self._refusal)
         if await self._in_thread(self._shrink):
             self._bell.set()
         if self._seen.count > max(FULL, self._ledger.entries):
             self._seen.turn()  # the ledger has forgotten what came before the turn before
+
+    def _let_go(self, stored: dict[Key, Row | None]) -> None:
+        """What has ended is to be found in the ledger from now on."""
+        for key in stored.keys() - self._dirty.keys():
+            record = self._live.get(key)
+            if record is not None and record.outcome is not RUNNING:
+                del self._live[key]
 
     async def _take(self) -> list[Unfinished]:
         """Have the ledger; what an earlier run has left, as far as it was not told.
@@ -407,7 +417,8 @@ class Journal:
         self._read = opened
         if before is not None:
             before.close()
-            self._dirty = {**self._live, **self._dirty}
+            rows = {key: to_row(record) for key, record in self._live.items()}
+            self._dirty = {**rows, **self._dirty}
             self._bell.set()
         seen = await self._in_thread(self._ledger.seen)
         for key in [*self._live, *self._dirty]:
@@ -446,7 +457,7 @@ class Journal:
 
     def _replay(self, redo: RedoLog) -> None:
         """Store what an earlier run had no time to."""
-        latest = {record.entry.key: record for record in redo.read()}
+        latest = {tuple(row[:2]): row for row in redo.read()}
         if latest:
             self._ledger.write(list(latest.values()))
         redo.drop()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import JournalError
-from .records import RUNNING, Key, Record, Unfinished, from_row, to_row
+from .records import RUNNING, Key, Record, Row, Unfinished, from_row
 from .seen import Seen
 
 BUSY = 1.0  # seconds to wait for somebody who reads the file with other tools
@@ -138,13 +138,13 @@ class Ledger:
         self._guarded(look)
         return seen
 
-    def write(self, records: Sequence[Record], gone: Sequence[Key] = ()) -> None:
-        """Store *records*, each in place of what there was of it, and forget what is *gone*.
+    def write(self, rows: Sequence[Row], gone: Sequence[Key] = ()) -> None:
+        """Store *rows*, each in place of what there was of its request, and forget what is *gone*.
 
         Raises:
             JournalError: Nothing of it is stored.
         """
-        self._guarded(lambda: self._write(records, gone))
+        self._guarded(lambda: self._write(rows, gone))
 
     def shrink(self, max_age: float, max_size: int) -> bool:
         """Delete some of the oldest that have ended, if they are too old or too much.
@@ -279,17 +279,17 @@ class Ledger:
 
     # Its rows
 
-    def _write(self, records: Sequence[Record], gone: Sequence[Key]) -> None:
+    def _write(self, rows: Sequence[Row], gone: Sequence[Key]) -> None:
         before = self.entries
         self._execute("BEGIN IMMEDIATE")
         try:
             for key in gone:
                 self._delete("src = ? AND uuid = ?", key)
             highest = self._highest()
-            for piece in _pieces(records):
+            for piece in _pieces(rows):
                 values: list[Any] = []
-                for record in piece:
-                    values += to_row(record)
+                for row in piece:
+                    values += row
                 self._execute(_upsert(len(piece)), values)
             self.entries += self._highest() - highest  # ids are given one by one
             self._execute("COMMIT")
@@ -380,13 +380,13 @@ def _upsert(count: int) -> str:
     )
 
 
-def _pieces(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """*records* in pieces of few different lengths, for each of which a statement is kept."""
+def _pieces(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """*rows* in pieces of few different lengths, for each of which a statement is kept."""
     start, length = 0, ROWS
-    while start < len(records):
-        while length > len(records) - start:
+    while start < len(rows):
+        while length > len(rows) - start:
             length //= 2
-        yield records[start : start + length]
+        yield rows[start : start + length]
         start += length
 
 

@@ -89,6 +89,8 @@ class Record(NamedTuple):
 
 
 Key = tuple[str, str]  # src, uuid
+Row = list[Any]  # a record as one flat list: src and uuid first, the payload at `PAYLOAD_AT`
+PAYLOAD_AT = 12
 
 RUNNING = Outcome("", "", b"")
 RUNS = Outcome("error", "it runs already", b"")
@@ -130,8 +132,8 @@ def clipped(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def to_row(record: Record) -> list[Any]:
-    """*record* as one flat list: the fields of its entry and outcome, owed, touched."""
+def to_row(record: Record) -> Row:
+    """The fields of its entry and outcome, owed, touched."""
     entry, outcome, owed, touched = record
     return [*entry, *outcome, owed, touched]
 

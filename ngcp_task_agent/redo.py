@@ -17,11 +17,9 @@ from pathlib import Path
 
 from .errors import JournalError, MessageError
 from .messages import decode, encode
-from .records import Record, from_row, to_row
+from .records import PAYLOAD_AT, Row, from_row
 
 LONGEST = 64 * 1024 * 1024  # bytes that wait to be stored; more is refused
-
-_PAYLOAD = 12  # where it stands in a row
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +43,14 @@ class RedoLog:
     def is_open(self) -> bool:
         return self._file >= 0
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[Row]:
         """The records that an earlier run has left, oldest first.
 
         Raises:
             JournalError: They cannot be read.
         """
         self._older = sorted(self._path.parent.glob(self._path.name + ".*"), key=_number)
-        records: list[Record] = []
+        rows: list[Row] = []
         for path in self._older:
             try:
                 lines = path.read_bytes().splitlines()
@@ -60,14 +58,14 @@ class RedoLog:
                 raise JournalError(f"{path}: {exc.strerror}") from exc
             for line in lines:
                 try:
-                    records.append(_record(line))
+                    rows.append(_row(line))
                 except (MessageError, TypeError, ValueError, AttributeError):
                     log.warning("journal: %s: no record: %.80r", path, line)
             self._number = _number(path)
-        return records
+        return rows
 
-    def append(self, record: Record) -> None:
-        """Write *record*.
+    def append(self, row: Row) -> None:
+        """Write the record in *row*.
 
         Raises:
             JournalError: It is not there.
@@ -76,7 +74,7 @@ class RedoLog:
             raise JournalError("no redo log")
         if self.size > LONGEST:
             raise JournalError(f"{self.size} bytes wait to be stored")
-        line = _line(record)
+        line = _line(row)
         try:
             written = os.write(self._file, line)
             if written < len(line):
@@ -123,13 +121,13 @@ def _number(path: Path) -> int:
     return int(last) if last.isascii() and last.isdigit() else 0
 
 
-def _line(record: Record) -> bytes:
-    row = to_row(record)
-    row[_PAYLOAD] = row[_PAYLOAD].decode("utf-8", "replace")
-    return encode(row) + b"\n"
+def _line(row: Row) -> bytes:
+    text = row[PAYLOAD_AT].decode("utf-8", "replace")
+    return encode([*row[:PAYLOAD_AT], text, *row[PAYLOAD_AT + 1 :]]) + b"\n"
 
 
-def _record(line: bytes) -> Record:
-    row = decode(line)
-    row[_PAYLOAD] = row[_PAYLOAD].encode()
-    return from_row(row)
+def _row(line: bytes) -> Row:
+    row: Row = decode(line)
+    row[PAYLOAD_AT] = row[PAYLOAD_AT].encode()
+    from_row(row)
+    return row

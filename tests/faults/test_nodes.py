@@ -82,10 +82,15 @@ def test_a_lease_is_lost_by_the_dead_and_the_still_and_by_nobody_else(fleet, clo
     assert refused
     assert seconds < TAKE_OVER + 4
     assert (fleet.counts(work).done, fleet.counts(once).error) == (8, 8)
-    assert 8 <= fleet.dead <= 9  # a letter twice has been seen once, on a busy machine
     assert {fleet.begun(ref).total() for ref in work} == {2}
-    assert {fleet.begun(ref).total() for ref in once + long} <= {0, 1}  # 0: only taken
-    assert fleet.counts(long).done == 16
+    # What Redis had handed to the stopped one before its lease was over, never began: nobody
+    # can tell that from what did, and it must not run twice.
+    only_taken = [ref for ref in long if not fleet.begun(ref)]
+    assert fleet.counts(only_taken).error == len(only_taken) < 16
+    assert fleet.counts(long).done == 16 - len(only_taken)
+    assert fleet.dead == 8 + len(only_taken)
+    assert {fleet.begun(ref).total() for ref in once} <= {0, 1}  # 0: likewise
+    assert {fleet.begun(ref).total() for ref in long} <= {0, 1}
 
 
 def test_a_stopped_member_leaves_its_queue_to_the_others(fleet):
