@@ -17,9 +17,11 @@ from pathlib import Path
 
 from .errors import JournalError, MessageError
 from .messages import decode, encode
-from .records import PAYLOAD_AT, Row, from_row
+from .records import PAYLOAD_AT, Row
 
 LONGEST = 64 * 1024 * 1024  # bytes that wait to be stored; more is refused
+
+_TYPES = [*[str] * 7, int, bool, float, *[str] * 3, bool, float]  # of a row that was decoded
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class RedoLog:
             for line in lines:
                 try:
                     rows.append(_row(line))
-                except (MessageError, TypeError, ValueError, AttributeError):
+                except (MessageError, ValueError):
                     log.warning("journal: %s: no record: %.80r", path, line)
             self._number = _number(path)
         return rows
@@ -127,7 +129,8 @@ def _line(row: Row) -> bytes:
 
 
 def _row(line: bytes) -> Row:
-    row: Row = decode(line)
+    row = decode(line)
+    if type(row) is not list or [type(value) for value in row] != _TYPES:
+        raise ValueError("no record")
     row[PAYLOAD_AT] = row[PAYLOAD_AT].encode()
-    from_row(row)
     return row
