@@ -14,7 +14,7 @@ from .errors import MessageError
 from .messages import decode_response
 
 ACCEPT_TIMEOUT = 2.0  # seconds for the first node to accept
-SETTLE = 0.5  # seconds after the request in which further nodes are expected to accept
+SETTLE = 0.5  # seconds after the first answer in which further nodes are expected to accept
 SEEN = 20_000  # responses remembered, so that none is shown twice; a stream keeps fewer
 LONGEST_WAIT = 3600.0  # seconds; a wait without an end is one of many
 
@@ -34,12 +34,13 @@ async def answers(
     """
     now = asyncio.get_running_loop().time
     began = latest = now()
+    first = math.inf
     seen: dict[Any, None] = {}
     while endless or not result.complete:
         limit = math.inf if timeout is None else timeout
         end = began + limit
         if not endless:
-            end = _end(result, began, latest if lasting else began, limit, lasting)
+            end = _end(result, began, latest if lasting else first, limit, lasting)
         received = await receive(min(max(0.0, end - now()), LONGEST_WAIT))
         if received is None:
             if now() >= end:
@@ -59,13 +60,14 @@ async def answers(
         if len(seen) > SEEN:
             del seen[next(iter(seen))]
         latest = now()
+        first = min(first, latest)
         if not endless:
             result.add(response)
         yield cursor, response
 
 
-def _end(result: Result, began: float, latest: float, limit: float, lasting: bool) -> float:
+def _end(result: Result, began: float, heard: float, limit: float, lasting: bool) -> float:
     """When nothing more is waited for, as things stand."""
     if not result.runs:
         return began + (limit if lasting else min(limit, ACCEPT_TIMEOUT))
-    return min(began + limit, latest + SETTLE if result.ended else math.inf)
+    return min(began + limit, heard + SETTLE if result.ended else math.inf)
