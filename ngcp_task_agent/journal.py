@@ -152,7 +152,7 @@ class Journal:
             raise JournalError("the journal is closed")
         try:
             entry = cleaned(entry)
-            if self._reader is None or self._reader.is_damaged:
+            if not self._is_ready:
                 self._late(await self._take())
             if len(self._dirty) >= MOST or self._bytes >= HEAVIEST:
                 await self._stored()
@@ -217,11 +217,11 @@ class Journal:
         if self._dirty:
             log.error("journal: %d records could not be stored: %s",
                       len(self._dirty), self._trouble)  # fmt: skip
-        await self._in_thread(self._ledger.close)
         if self._redo is not None:
             self._redo.close()
             if not self._dirty:
                 self._redo.drop()
+        await self._in_thread(self._ledger.close)  # from then on another agent may have it
         if self._reader is not None:
             self._reader.close()
         self._thread.shutdown(wait=False)
@@ -240,6 +240,13 @@ class Journal:
         return JournalState(not self._closed and not trouble, text, failures, entries)
 
     # What is known, and what is added to it
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether a request can be looked up, and recorded."""
+        if self._reader is None or self._reader.is_damaged:
+            return False
+        return self._redo is None or self._redo.is_open
 
     def _find(self, key: Key) -> Record | None:
         """What the ledger has of a request.
@@ -334,20 +341,20 @@ class Journal:
         """Store what is dirty; what cannot be stored stays so."""
         self._bell.clear()
         self._full.clear()
-        self._bytes = 0
-        batch, self._dirty = self._dirty, {}
         waiting, self._waiting = self._waiting, []
         error: JournalError | None = None
         try:
-            await self._store(batch)
+            if not (self._is_ready and self._ledger.is_open):
+                self._late(await self._take())
+            await self._store()
+            await self._tidy()
         except JournalError as exc:
             error = exc
         except Exception as exc:
             log.critical("the journal has failed: this is a bug", exc_info=True)
             error = JournalError(f"a bug: {exc}")
+        self._went(str(error or ""), self._refusal)
         if error is not None:
-            self._dirty = batch | self._dirty
-            self._went(str(error), self._refusal)
             asyncio.get_running_loop().call_later(RETRY, self._bell.set)
         for stored in waiting:
             if stored.done():
@@ -357,21 +364,27 @@ class Journal:
             else:
                 stored.set_exception(error)
 
-    async def _store(self, batch: dict[Key, Row | None]) -> None:
-        if not self._ledger.is_open or (self._reader is not None and self._reader.is_damaged):
-            self._late(await self._take())
-        if batch:
-            if self._redo is not None:
-                with suppress(JournalError):  # what stands there is stored once more
-                    self._redo.switch()
-            rows = [row for row in batch.values() if row is not None]
-            gone = [key for key, row in batch.items() if row is None]
+    async def _store(self) -> None:
+        if not self._dirty:
+            return
+        # In one step: what is recorded from now on is in the next batch, and in the next file.
+        batch, self._dirty, self._bytes = self._dirty, {}, 0
+        if self._redo is not None:
+            with suppress(JournalError):  # what stands there is stored once more
+                self._redo.switch()
+        rows = [row for row in batch.values() if row is not None]
+        gone = [key for key, row in batch.items() if row is None]
+        try:
             await self._in_thread(self._ledger.write, rows, gone)
-            if self._redo is not None:
-                self._redo.drop()
-            self._let_go(batch)
-            self._written += sum(ROW + len(row[PAYLOAD_AT]) for row in rows)
-        self._went("", self._refusal)
+        except BaseException:
+            self._dirty = batch | self._dirty
+            raise
+        if self._redo is not None:
+            self._redo.drop()
+        self._let_go(batch)
+        self._written += sum(ROW + len(row[PAYLOAD_AT]) for row in rows)
+
+    async def _tidy(self) -> None:
         if await self._in_thread(self._shrink):
             self._bell.set()
         if self._seen.count > max(FULL, self._ledger.entries):

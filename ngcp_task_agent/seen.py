@@ -22,7 +22,7 @@ class Seen:
     ``key in seen`` may be.
 
     Attributes:
-        count: Keys since the last `turn`.
+        count: Keys since the last `turn` that were not there before.
     """
 
     def __init__(self) -> None:
@@ -30,11 +30,12 @@ class Seen:
         self._bits, self._older = bytearray(BYTES), bytearray(BYTES)
 
     def add(self, key: Hashable) -> None:
+        """Remember *key* until the turn after the next."""
+        self.count += key not in self
         number, bits = hash(key), self._bits
         first, second = number & _MASK, number >> _SHIFT & _MASK
         bits[first >> 3] |= 1 << (first & 7)
         bits[second >> 3] |= 1 << (second & 7)
-        self.count += 1
 
     def __contains__(self, key: Hashable) -> bool:
         number = hash(key)

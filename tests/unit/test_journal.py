@@ -503,6 +503,34 @@ async def test_a_place_that_cannot_be_had_is_told_and_tried_again(tmp_path):
         assert journal.state().ok
 
 
+@pytest.mark.parametrize("step", [(ledger.Ledger, "write"), (redo.RedoLog, "switch")])
+async def test_what_goes_wrong_at_the_start_is_made_good_by_the_first_request(
+    tmp_path, monkeypatch, step
+):
+    """Also what an earlier run has left in the redo log is told then, and nothing is older."""
+    journal = Journal(str(tmp_path / "state" / "journal.db"))
+    await journal.open()
+    assert await journal.begin(entry("left")) is None
+    await crash(journal)
+    place, name = step
+    right = getattr(place, name)
+
+    def fails_once(self, *arguments):
+        monkeypatch.setattr(place, name, right)
+        raise JournalError("no luck")
+
+    monkeypatch.setattr(place, name, fails_once)
+    async with opened(tmp_path) as journal:
+        found = []
+        journal.on_unfinished = found.extend
+        assert (journal.left, journal.state().text) == ([], "journal: not writable: no luck")
+        await journal.end(entry("left"), FAILED)
+        assert await journal.begin(entry("next")) is None
+        assert journal.state().ok
+        assert await journal.begin(entry("left")) == FAILED
+        await until(lambda: rows(tmp_path) == [("left", "error"), ("next", "")])
+
+
 async def test_a_damaged_file_is_moved_aside(tmp_path, caplog):
     """Three are kept for whoever wants to look; the rest of the disk is for the journal."""
     place = tmp_path / "state"
