@@ -275,7 +275,7 @@ class Dispatcher:
             if dst not in ("*", pool):
                 raise Rejected(f"dst: found {dst!r:.80}; expected '*' or {pool!r}")
             return node, True
-        local = delivery.local or request.src == node.name or request.src in node.aliases
+        local = node.is_local_to(request.src, delivery.local)
         if not request.dst.selects(node, local):
             raise NotForThisNode
         return node, request.dst.names(node, local)
