@@ -21,7 +21,7 @@ FLOORS = [
     {"dispatch", "replies", "route", "facts", "registry", "systemd", "logs", "watch", "memory"}
     | {"client_answers", "client_nodes"},
     {"interfaces", "users", "processes", "output", "usage", "client_result"},
-    {"starter", "account", "matching"},
+    {"starter", "account", "matching", "fleet"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
     | {"schemas", "context", "presence"},
     {"placeholders"},
