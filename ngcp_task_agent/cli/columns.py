@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 GAP = "  "
-NARROWEST = 24  # characters of the last column; below, lines are longer than the terminal
+NARROWEST = 16  # characters of the last column; below, lines are longer than the terminal
 
 
 def terminal_width() -> int | None:
@@ -21,7 +21,7 @@ def terminal_width() -> int | None:
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None, numbers: str = ""
 ) -> list[str]:
-    """Lines of a table whose last column takes what is left, and is broken at blanks.
+    """Lines of a table whose last column takes what is left, broken where it has to be.
 
     Args:
         heads: Of the columns.
@@ -54,14 +54,13 @@ def table(
 
 
 def _pieces(text: str, width: int | None) -> list[str]:
-    """The lines of *text*, none longer than *width* where a blank allows it."""
+    """The lines of *text*, none longer than *width*."""
     if width is None:
         return text.split("\n")
     return [
         piece
         for line in text.split("\n")
-        for piece in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-        or [""]
+        for piece in textwrap.wrap(line, width, break_on_hyphens=False) or [""]
     ]
 
 
