@@ -299,12 +299,13 @@ class AsyncClient:
                 on_response(response)
         return result
 
-    async def nodes(self, dst: str = "*") -> list[NodeRecord]:
+    async def nodes(self, dst: str = "*", task: str = "") -> list[NodeRecord]:
         """The nodes that *dst* selects, as they tell it themselves (``presence: yes``).
 
         Args:
             dst: Which nodes. Facts that are stale, or that a record had no room for,
                 select nothing; see `match`.
+            task: Only nodes that have this task: the others keep silent.
 
         Returns:
             By name, then by instance, with names, facts, tasks and load as they were when
@@ -316,14 +317,15 @@ class AsyncClient:
         """
         destination = Destination.parse(dst)
         records = await self._present()
-        return [one for one in records if match_record(destination, one, self._src).selected]
+        return [one for one in records if match_record(destination, one, self._src, task).selected]
 
     async def match(
-        self, dst: str, *, ask: bool = False, timeout: float = ACCEPT_TIMEOUT
+        self, dst: str, *, task: str = "", ask: bool = False, timeout: float = ACCEPT_TIMEOUT
     ) -> list[Match]:
         """Who would take a request with this *dst*, and why the others would not.
 
         Args:
+            task: What it is to run; empty for whatever it is.
             ask: Whether the nodes are asked, as they are at this moment; else their
                 records are.
             timeout: Seconds for all nodes to answer, where they are asked.
@@ -336,9 +338,12 @@ class AsyncClient:
         """
         destination = Destination.parse(dst)
         if ask:
-            result = await self.send("agent.match", data={"dst": dst}, timeout=timeout)
+            result = await self.send(
+                "agent.match", data={"dst": dst, "task": task}, timeout=timeout
+            )
             return answered(result)
-        return [match_record(destination, one, self._src) for one in await self._present()]
+        records = await self._present()
+        return [match_record(destination, one, self._src, task) for one in records]
 
     async def _present(self) -> list[NodeRecord]:
         async with self._bus(CONNECT_TIMEOUT):
@@ -474,9 +479,9 @@ class Client:
         """See `AsyncClient.collect`."""
         return self._run(self._client.collect(posted, **arguments))
 
-    def nodes(self, dst: str = "*") -> list[NodeRecord]:
+    def nodes(self, dst: str = "*", task: str = "") -> list[NodeRecord]:
         """See `AsyncClient.nodes`."""
-        return self._run(self._client.nodes(dst))
+        return self._run(self._client.nodes(dst, task))
 
     def match(self, dst: str, **arguments: Any) -> list[Match]:
         """See `AsyncClient.match`."""

@@ -5,12 +5,14 @@ what a client makes of the agents' records. The matcher is that of `destination`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from .destination import Destination, Node, Obstacle
 from .errors import MessageError
 from .presence import Fact, NodeRecord
+
+OWN_TASKS = "agent."  # so begin the names of the tasks that agents have by themselves
 
 
 class ElementMatch(NamedTuple):
@@ -35,8 +37,9 @@ class Match(NamedTuple):
         instance: Tells nodes of one name apart.
         selected: Whether it would take a request with this `dst`.
         elements: One for each element, in order; one that selects is enough.
-        uncertain: Whether it is not selected for facts that its record had no room for:
-            only the node itself can tell.
+        uncertain: Whether it is not selected for what its record had no room for: only
+            the node itself can tell.
+        refusal: What stands against it beside the `dst`: it has no such task.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Match(NamedTuple):
     selected: bool
     elements: tuple[ElementMatch, ...]
     uncertain: bool = False
+    refusal: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """A form for JSON; `read_match` reads it."""
@@ -61,6 +65,8 @@ def match(
     *,
     local: bool,
     missing: int = 0,
+    task: str = "",
+    tasks: Collection[str] = (),
 ) -> Match:
     """What *dst* says of *node*.
 
@@ -68,9 +74,12 @@ def match(
         facts: Those of *node*, and the stale ones, of which it knows nothing.
         local: Whether the request is local to it.
         missing: How many more facts it has, of which nothing is known here.
+        task: What it is to run, too; empty for whatever it is.
+        tasks: Those it has.
     """
     verdicts = dst.explain(node, local)
-    selected = any(verdict.selected for verdict in verdicts)
+    refusal = f"no task {task!r:.80}" if task and task not in tasks else ""
+    selected = not refusal and any(verdict.selected for verdict in verdicts)
     uncertain = False
     elements = []
     for element, obstacles in verdicts:
@@ -78,20 +87,26 @@ def match(
         uncertain |= bool(missing and unknown) and len(unknown) == len(obstacles)
         reasons = tuple(_reason(one, facts, missing) for one in obstacles)
         elements.append(ElementMatch(element, not obstacles, reasons))
-    return Match(node.name, instance, selected, tuple(elements), uncertain and not selected)
+    uncertain = uncertain and not refusal and not selected
+    return Match(node.name, instance, selected, tuple(elements), uncertain, refusal)
 
 
-def match_record(dst: Destination, record: NodeRecord, src: str) -> Match:
-    """What *dst* says of the node of *record*, for a request from *src*."""
+def match_record(dst: Destination, record: NodeRecord, src: str, task: str = "") -> Match:
+    """What *dst* says of the node of *record*, for a request from *src* for *task*."""
     node = record.node
-    return match(
+    found = match(
         dst,
         node,
         record.instance,
         record.facts,
         local=node.is_local_to(src, record.near),
         missing=record.left_out.get("facts", 0),
+        task="" if task.startswith(OWN_TASKS) else task,  # those every agent has
+        tasks=record.tasks,
     )
+    if found.refusal and record.left_out.get("tasks"):
+        return found._replace(uncertain=True)
+    return found
 
 
 def read_match(fields: Any) -> Match:
@@ -109,7 +124,7 @@ def read_match(fields: Any) -> Match:
         )
         return Match(
             str(fields["name"]), str(fields["instance"]), fields["selected"] is True, elements,
-            fields["uncertain"] is True,
+            fields["uncertain"] is True, str(fields["refusal"]),
         )  # fmt: skip
     except (KeyError, TypeError) as exc:
         raise MessageError(f"no answer of agent.match: {type(exc).__name__}: {exc}") from None

@@ -112,9 +112,11 @@ class OwnTasks:
             destination = Destination.parse(dst)
         except MessageError as exc:
             raise BrokerError(f"data.{exc}") from exc
+        task = job.arguments.get("task", "")
         return match(
-            destination, self._node(), self._identity, self._facts(), local=job.local
-        ).as_json()
+            destination, self._node(), self._identity, self._facts(), local=job.local,
+            task=task if isinstance(task, str) else "", tasks=self._dispatcher.tasks,
+        ).as_json()  # fmt: skip
 
     async def _about_jobs(self, job: Job) -> list[dict[str, Any]]:
         """First those that have not ended, as they came; then the others, the last first."""

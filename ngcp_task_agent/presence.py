@@ -124,7 +124,8 @@ def encode_record(record: NodeRecord, limit: int = LIMIT) -> tuple[bytes, int]:
         JSON of at most *limit* bytes, and how many facts, tasks and aliases are missing.
     """
     facts = {
-        key: [sorted(values), _rounded(age), stale]
+        # Somebody else's source may give values that are no texts.
+        str(key): [sorted(map(str, values)), _rounded(age), stale]
         for key, (values, age, stale) in record.facts.items()
     }
     whole: dict[str, Any] = {

@@ -98,6 +98,7 @@ class Presence:
         self._stamp = ""  # of our last record; empty where that is not certain
         self._refusals = 0
         self._warned = False
+        self._broken = False
         self._refreshed = -math.inf  # loop time of the last record that `refresh` has caused
         self.writes = 0
 
@@ -156,8 +157,17 @@ class Presence:
         """Write the record; seconds until the next."""
         instance = host.identity
         try:
+            record = host.record()
+        except Exception:
+            # Facts come from anybody's plug-in; the next reading may be a better one.
+            if not self._broken:
+                log.exception("redis %s: presence: the record cannot be made", self._server)
+            self._broken = True
+            return EVERY
+        self._broken = False
+        try:
             async with asyncio.timeout(TIMEOUT):
-                words = [instance, host.record(), int(self._near), EXPIRY]
+                words = [instance, record, int(self._near), EXPIRY]
                 stamp, before = await self._call(WRITE, _keys(instance), words)
         except TROUBLES as exc:
             self._stamp = ""

@@ -26,28 +26,29 @@ NOBODY = (
 
 @click.command()
 @click.argument("dst")
+@click.option("--task", default="", metavar="NAME", help="A node has to have this task, too.")
 @click.option("--ask", is_flag=True, help="Ask the nodes, instead of looking into their records.")
 @click.option("--timeout", default=2.0, show_default=True, type=click.FloatRange(0.01),
               metavar="SECONDS", help="With --ask: for all of them.")  # fmt: skip
 @click.option("--json", "json_", is_flag=True, help="One JSON document.")
 @link_options
-def match(dst: str, ask: bool, timeout: float, json_: bool, **link: str | None) -> None:
+def match(dst: str, task: str, ask: bool, timeout: float, json_: bool, **link: str | None) -> None:
     """Show which nodes would take a request for DST, and why the others would not.
 
     For each node, the elements of DST, and what of each does not hold. It is told by the
     records that nodes keep in Redis (presence: yes), some seconds old; with --ask by the
-    nodes. Whether a node has the task is another matter: see ngcp-task tasks.
+    nodes themselves.
 
     Exit status: 0 somebody takes it, 2 DST is malformed, 3 nobody does, 5 with --ask a
     node that keeps a record has not answered, 6 Redis or the agent is not reached.
 
     \b
     ngcp-task match '*|state=active;role=proxy'
-    ngcp-task match 'prx*,db01?|state=active' --ask --json
+    ngcp-task match 'prx*,db01?|state=active' --task backup --ask --json
     """
     silent: list[str] = []
     with open_client(link) as client, reading():
-        found = client.match(dst, ask=ask, timeout=timeout)
+        found = client.match(dst, task=task, ask=ask, timeout=timeout)
         if ask:
             heard = {one.instance for one in found}
             try:
@@ -55,7 +56,7 @@ def match(dst: str, ask: bool, timeout: float, json_: bool, **link: str | None) 
             except ClientError:
                 pass  # nobody keeps a record there: it is not known who is missing
     if json_:
-        document = {"dst": dst, "source": "nodes" if ask else "presence",
+        document = {"dst": dst, "task": task, "source": "nodes" if ask else "presence",
                     "nodes": [one.as_json() for one in found], "silent": silent}  # fmt: skip
         click.echo(encode(document).decode())
     elif found:
@@ -88,6 +89,8 @@ def _word(one: Match) -> str:
 
 
 def _why(one: Match) -> str:
+    if one.refusal and any(element.selected for element in one.elements):
+        return one.refusal
     if one.selected:
         return "\n".join(element.element for element in one.elements if element.selected)
     return "\n".join(f"{element}: {'; '.join(reasons)}" for element, _, reasons in one.elements)

@@ -174,6 +174,18 @@ def test_match_says_why_not(nodes, ask):
     assert why["twin"][1] == []
 
 
+@pytest.mark.parametrize("ask", [[], ["--ask"]])
+def test_match_with_a_task(nodes, ask):
+    """A node that has no such task keeps silent on a wildcard: it is not to be waited for."""
+    told = document(nodes, "match", "prx*,twin", "--task", "disk", *ask)
+
+    refusals = {node["name"]: (node["selected"], node["refusal"]) for node in told["nodes"]}
+    assert refusals["prx01a"] == (True, "")
+    assert refusals["twin"] == (False, "no task 'disk'")
+    with Client.redis(nodes.server.url) as client:
+        assert [node.name for node in client.nodes("prx*,twin", "disk")] == ["prx01a", "prx01b"]
+
+
 def test_a_client_is_known_by_its_name(nodes):
     """`local` is also the node that asks; here all are, because the bus is."""
     for record in present(nodes):

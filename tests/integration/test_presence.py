@@ -288,6 +288,20 @@ async def test_without_the_right_to_it_the_agent_works(server, caplog):
         assert await keys(server) == []
 
 
+async def test_a_record_that_cannot_be_made_is_told_and_tried_again(server, monkeypatch, caplog):
+    """Facts may come from somebody else's plug-in."""
+    monkeypatch.setattr(redis_presence, "EVERY", 0.2)
+    host = Teller()
+    right, host.record = host.record, lambda: 1 / 0
+    async with agent(server, host=host) as backend:
+        await until(lambda: "cannot be made" in caplog.text, 5)
+        await asyncio.sleep(0.5)  # some turns
+        assert caplog.text.count("cannot be made") == 1
+        host.record = right
+
+        await until(lambda: backend._presence.writes, 5, "a record")
+
+
 async def test_what_is_no_record_is_passed_over(server, caplog):
     """One that somebody has broken must not hide the others."""
     caplog.set_level(logging.WARNING)

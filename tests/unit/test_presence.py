@@ -200,6 +200,23 @@ def test_what_has_no_room_in_the_record_is_not_denied(dst, uncertain):
     assert not match_record(Destination.parse(dst), whole, "").uncertain
 
 
+@pytest.mark.parametrize(
+    ("task", "left_out", "selected", "uncertain"),
+    [("ping", 0, True, False), ("disk", 0, False, False), ("disk", 2, False, True),
+     ("agent.ping", 0, True, False), ("", 0, True, False)],
+)  # fmt: skip
+def test_a_node_without_the_task_does_not_take_it(task, left_out, selected, uncertain):
+    """On a wildcard it would keep silent; what had no room in the record is not denied."""
+    record = NodeRecord("sp1", "m1", tasks={"ping": TaskMark("d", "redis", "c")},
+                        left_out={"facts": 0, "tasks": left_out})  # fmt: skip
+
+    found = match_record(Destination.parse("*"), record, "", task)
+
+    assert (found.selected, found.uncertain) == (selected, uncertain)
+    assert found.refusal == ("" if selected else "no task 'disk'")
+    assert read_match(decode(encode(found.as_json()))) == found
+
+
 @pytest.mark.parametrize("fields", [None, "x", {}, {"name": "a"}, {"elements": [1]}])
 def test_what_is_no_match_is_a_message_error(fields):
     """An agent of somebody else's answers as it likes."""
