@@ -24,7 +24,7 @@ from .messages import decode, encode
 VERSION = 1
 LIMIT = 64 * 1024  # bytes of a record
 MAX_ALIASES = 20  # of 255 characters each, of 4 bytes at most
-ROOM = 2 * len(',"":')  # bytes that the JSON around one item takes, with some to spare
+COUNTS = 16  # bytes that the counts of what is left out take at most, beside two zeros
 
 
 class Fact(NamedTuple):
@@ -151,11 +151,11 @@ def encode_record(record: NodeRecord, limit: int = LIMIT) -> tuple[bytes, int]:
 def _shorten(whole: dict[str, Any], excess: int) -> None:
     """Leave out as few items as will do: the largest are hardly what a `dst` asks for."""
     items = [
-        (len(encode([key, value])), kind, key)
+        (len(encode([key, value])) - 1, kind, key)  # [k,v] is one longer than k:v and a comma
         for kind in ("facts", "tasks")
         for key, value in whole[kind].items()
     ]
-    excess += ROOM  # the counts get longer
+    excess += COUNTS
     for size, kind, key in sorted(items, reverse=True):
         if excess <= 0:
             return

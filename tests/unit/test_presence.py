@@ -93,6 +93,17 @@ def test_the_largest_go_first():
     assert small.keys() <= read.facts.keys()
 
 
+@given(st.integers(2, 5000), st.integers(500, 20_000), st.integers(0, 3))
+def test_as_much_as_fits_is_kept(number, limit, size):
+    """However many have to go: no byte too many, and not much room unused."""
+    facts = {f"f{n}": Fact(frozenset({"x" * size})) for n in range(number)}
+    payload, left_out = encode_record(NodeRecord("sp1", "m1", facts=facts), limit)
+
+    assert len(payload) <= limit
+    assert not left_out or len(payload) > limit - 100
+    assert decode_record(payload).left_out["facts"] == left_out
+
+
 def test_the_longest_names_fit():
     """A name of 255 characters may take 1020 bytes, and so may each alias."""
     name = "\N{MUSICAL SYMBOL G CLEF}" * 255
