@@ -29,13 +29,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from ..errors import BackendError
 from ..feedback import OWN_KEYS
 from ..interfaces import Host
 from ..options import Options
-from .redis_server import RedisServer
+from .redis_server import ELSEWHERE, RedisServer
 from .redis_topology import ask
 
 INDEX = OWN_KEYS + "presence:{fleet}"
@@ -96,6 +96,7 @@ class Presence:
         self._wakeup = asyncio.Event()
         self._over = False
         self._stamp = ""  # of our last record; empty where that is not certain
+        self._tried = False  # whether there may be a record
         self._refusals = 0
         self._warned = False
         self._broken = False
@@ -122,7 +123,7 @@ class Presence:
         with suppress(*TROUBLES):
             async with asyncio.timeout(WITHDRAW):
                 await asyncio.wait((keeping,))  # what is on its way would come back to life
-                if self.writes:
+                if self._tried:
                     instance = self._host.identity
                     await self._call(DELETE, _keys(instance), [instance, self._stamp])
         keeping.cancel()
@@ -165,6 +166,7 @@ class Presence:
             self._broken = True
             return EVERY
         self._broken = False
+        self._tried = True
         try:
             async with asyncio.timeout(TIMEOUT):
                 words = [instance, record, int(self._near), EXPIRY]
@@ -239,13 +241,24 @@ async def read_present(connection: AbstractConnection) -> list[Kept]:
         commands = [("HMGET", key, "record", "near", "written") for key in keys]
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         for member in page:
-            record, near, written = await connection.read_response()
-            if record is not None and written is not None:
-                seen = max(0.0, now - int(written) / 1000)
+            record, near, written = await _fields(connection)
+            if record is not None:
+                moment = int(written) / 1000 if (written or b"").isdigit() else 0.0
+                seen = max(0.0, now - moment)
                 found.append(
                     Kept(member.decode("utf-8", "replace"), record, near == b"1", seen, now)
                 )
     return found
+
+
+async def _fields(connection: AbstractConnection) -> Any:
+    """The next reply; one key of another kind must not hide the other nodes."""
+    try:
+        return await connection.read_response()
+    except (NoPermissionError, *ELSEWHERE):
+        raise
+    except ResponseError as exc:
+        return str(exc).encode(), None, None  # no record, as its reader will say
 
 
 def _keys(instance: str) -> list[str]:

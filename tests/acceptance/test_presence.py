@@ -231,6 +231,31 @@ def test_turned_on_and_off_without_a_restart(world):
     until(lambda: keys(world) == [], 10, "no record")
 
 
+def test_the_stream_backend_keeps_it_as_well(world):
+    """On a fleet without pub/sub."""
+    daemon = world.daemon("sp1", tasks=TASKS, start=False)
+    write_file(daemon.config / "backends" / "redis_stream.yml", keeping(world))
+    daemon.start()
+    world.wait_ready(daemon)
+
+    until(lambda: [r.name for r in present(world)] == ["sp1"], 10)
+    assert daemon.stop() == 0
+    assert [key for key in keys(world) if "presence" in key] == []
+
+
+def test_a_server_that_is_away_holds_up_no_stop(world):
+    """The record expires by itself."""
+    daemon = world.daemon("sp1", backend=keeping(world))
+    until(lambda: present(world), 10)
+    world.server.stop()
+    until(lambda: "connection lost" in daemon.log, 10)
+
+    began = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 8
+    assert "Traceback" not in daemon.log
+
+
 def test_at_a_stop_the_record_goes_first(world):
     """While jobs get their grace time, nobody counts on the node any more."""
     daemon = world.daemon("sp1", backend=keeping(world), agent={"grace": 20},

@@ -307,12 +307,16 @@ async def test_what_is_no_record_is_passed_over(server, caplog):
     caplog.set_level(logging.WARNING)
     async with agent(server):
         await until(lambda: present(server), 5, "a record")
-        fields = ("record", "{}", "written", "1")
-        await server.call("HSET", f"{INDEX}:m2", *fields)
-        await server.call("ZADD", INDEX, "9999999999999", "m2", "9999999999999", "m3")
+        await server.call("HSET", f"{INDEX}:m2", "record", "{}", "written", "1")
+        await server.call("HSET", f"{INDEX}:m3", "record", "{}", "written", "soon")
+        await server.call("SET", f"{INDEX}:m4", "{}")
+        for member in ("m2", "m3", "m4", "m5"):
+            await server.call("ZADD", INDEX, "9999999999999", member)
 
         assert await names(server) == ["db01"]
-    assert "presence of 'm2': no record of an agent" in caplog.text
+        assert await names(server) == ["db01"]  # no reply is left over
+    for member in ("m2", "m3", "m4"):
+        assert caplog.text.count(f"presence of '{member}': ") == 2
 
 
 async def test_each_who_asks_is_told_what_was_asked(server):
