@@ -74,7 +74,7 @@ class LocalLink:
 
     async def present(self) -> NoReturn:
         """Nobody keeps a record here."""
-        raise BackendError(f"{self._path}: an agent's socket keeps no presence; Redis does")
+        raise BackendError(f"{self._path}: an agent's socket keeps no presence; say --redis URL")
 
     async def clustered(self) -> bool:
         """One agent."""

@@ -415,3 +415,18 @@ def test_with_the_shipped_rules(tmp_path):
         for one in world.daemons:
             assert one.stop() == 0
         assert keys(world) == []
+
+
+def test_the_socket_of_an_agent_keeps_no_presence(nodes):
+    """Who asks there is told where it is; the agent itself can be asked."""
+    socket = ["--socket", str(nodes.daemons[0].socket)]
+    done = [
+        subprocess.run([COMMANDS / "ngcp-task", *words, *socket],
+                       capture_output=True, text=True, timeout=30)
+        for words in (["nodes"], ["match", "prx*"], ["match", "prx*", "--ask"], ["tasks"])
+    ]  # fmt: skip
+
+    assert [one.returncode for one in done] == [6, 6, 0, 0]
+    assert all("say --redis URL" in one.stderr for one in done[:2])
+    assert "prx01a" in done[2].stdout
+    assert "hello" in done[3].stdout
