@@ -8,6 +8,7 @@ stays the same object; what is broken keeps its last good version.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import socket
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from .nodes.ngcp import is_ngcp
 from .options import Options
 from .retry import NEVER
 
+DIGEST = 16  # hexadecimal digits of a task file's digest
 # What says where a task listens. One that its backend does not know would be passed over,
 # and the task would listen on the default of all.
 LISTENING = frozenset(("control_channel", *SUBSCRIPTION))
@@ -205,6 +207,7 @@ class Loader:
             parsed.arguments,
             parsed.retry,
             parsed.journal_required,
+            hashlib.sha256(document.text).hexdigest()[:DIGEST],
         )  # fmt: skip
         notes = [*options.notes, *parsed.backend_options.unknown()]
         self._built[document.file] = _Built(document.text, task, notes)

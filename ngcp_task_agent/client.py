@@ -15,7 +15,7 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -24,14 +24,18 @@ from .backends.local_link import LocalLink
 from .backends.redis_feedback import FeedbackReader, Lost
 from .backends.redis_keys import tag_of
 from .backends.redis_link import RedisLink
-from .client_answers import answers
+from .client_answers import ACCEPT_TIMEOUT, answers
+from .client_nodes import Kept, answered, present
 from .client_result import ClientError, FeedbackLost, NodeRun, Outcome, Posted, Result
+from .destination import Destination
 from .errors import BackendError
 from .feedback import FEEDBACK_KEYS
+from .matching import Match, match_record
 from .messages import encode
+from .presence import NodeRecord
 
-__all__ = ["AsyncClient", "Client", "ClientError", "FeedbackLost", "NodeRun", "Outcome",
-           "Posted", "Result"]  # fmt: skip
+__all__ = ["AsyncClient", "Client", "ClientError", "FeedbackLost", "Match", "NodeRecord",
+           "NodeRun", "Outcome", "Posted", "Result"]  # fmt: skip
 
 CONTROL_CHANNEL = "ngcp-task-agent-redis"
 CONNECT_TIMEOUT = 5.0  # seconds to connect, subscribe and publish
@@ -51,6 +55,7 @@ class Link(Protocol):
     async def append(self, stream: str, payload: bytes) -> None: ...
     async def time(self) -> float: ...
     async def clustered(self) -> bool: ...
+    async def present(self) -> Sequence[Kept]: ...
     async def last(self, stream: str) -> str: ...
     def follow(self, stream: str, cursor: str) -> FeedbackReader: ...
     async def receive(self) -> bytes: ...
@@ -294,6 +299,56 @@ class AsyncClient:
                 on_response(response)
         return result
 
+    async def nodes(self, dst: str = "*", task: str = "") -> list[NodeRecord]:
+        """The nodes that *dst* selects, as they tell it themselves (``presence: yes``).
+
+        Args:
+            dst: Which nodes. Facts that are stale, or that a record had no room for,
+                select nothing; see `match`.
+            task: Only nodes that have this task: the others keep silent.
+
+        Returns:
+            By name, then by instance, with names, facts, tasks and load as they were when
+            each node last wrote its record: seconds ago, half a minute at the most.
+
+        Raises:
+            MessageError: *dst* is malformed.
+            ClientError: The bus is not reached, refuses, or keeps nothing of the kind.
+        """
+        destination = Destination.parse(dst)
+        records = await self._present()
+        return [one for one in records if match_record(destination, one, self._src, task).selected]
+
+    async def match(
+        self, dst: str, *, task: str = "", ask: bool = False, timeout: float = ACCEPT_TIMEOUT
+    ) -> list[Match]:
+        """Who would take a request with this *dst*, and why the others would not.
+
+        Args:
+            task: What it is to run; empty for whatever it is.
+            ask: Whether the nodes are asked, as they are at this moment; else their
+                records are.
+            timeout: Seconds for all nodes to answer, where they are asked.
+
+        Returns:
+            By name, then by instance; of the nodes that were asked those that have answered.
+
+        Raises:
+            MessageError, ClientError: As for `nodes`.
+        """
+        destination = Destination.parse(dst)
+        if ask:
+            result = await self.send(
+                "agent.match", data={"dst": dst, "task": task}, timeout=timeout
+            )
+            return answered(result)
+        records = await self._present()
+        return [match_record(destination, one, self._src, task) for one in records]
+
+    async def _present(self) -> list[NodeRecord]:
+        async with self._bus(CONNECT_TIMEOUT):
+            return present(await self._link.present())
+
     @asynccontextmanager
     async def _bus(self, seconds: float | None = None) -> AsyncIterator[None]:
         """The link, open; its errors become the client's."""
@@ -423,6 +478,14 @@ class Client:
     def collect(self, posted: Posted | str, **arguments: Any) -> Result:
         """See `AsyncClient.collect`."""
         return self._run(self._client.collect(posted, **arguments))
+
+    def nodes(self, dst: str = "*", task: str = "") -> list[NodeRecord]:
+        """See `AsyncClient.nodes`."""
+        return self._run(self._client.nodes(dst, task))
+
+    def match(self, dst: str, **arguments: Any) -> list[Match]:
+        """See `AsyncClient.match`."""
+        return self._run(self._client.match(dst, **arguments))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)

@@ -24,7 +24,9 @@ from .host import AgentHost, identify
 from .interfaces import Backend
 from .journal import Journal, Unfinished
 from .logs import configure
+from .own_record import OwnRecord
 from .own_tasks import OwnTasks
+from .presence import Fact
 from .systemd import Notifier
 from .watch import Watch
 
@@ -58,6 +60,7 @@ class Daemon:
         self._journal: Journal | None
         self._identity: str
         self._own_tasks: OwnTasks
+        self._record: OwnRecord
         self._watch: Watch
 
     async def run(self) -> None:
@@ -82,9 +85,12 @@ class Daemon:
             self._dispatcher, settings.limits, _spool_dir(settings.state_dir), self._journal
         )
         self._own_tasks = OwnTasks(
-            self._agent, self._dispatcher, self._node,
-            self._backends, self._journal,
+            self._agent, self._dispatcher, self._node, self._backends, self._journal,
+            self._identity, self._facts,
         )  # fmt: skip
+        self._record = OwnRecord(
+            self._identity, self._agent, self._dispatcher, self._node, self._facts
+        )
         self._watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
         async with self._reloading:  # a change of a file meanwhile waits its turn
             self._watch_directories()
@@ -123,6 +129,9 @@ class Daemon:
     def _node(self) -> Node:
         return self._setup.facts.node()
 
+    def _facts(self) -> dict[str, Fact]:
+        return self._setup.facts.known()
+
     async def _apply(self, setup: Setup) -> None:
         """Make *setup* what is served, in one step; jobs that run keep what they have."""
         before, self._setup = self._setup, setup
@@ -153,7 +162,7 @@ class Daemon:
             if name not in self._serving:
                 backend.on_change = self._tell_status
                 backend.host = AgentHost(
-                    self._identity, self._node, partial(self._agent.room, name)
+                    self._identity, self._node, partial(self._agent.room, name), self._record
                 )
                 try:
                     await backend.open()
@@ -254,6 +263,9 @@ class Daemon:
     async def _shut_down(self) -> None:
         log.info("stopping")
         self._notifier.notify(STOPPING=1, STATUS="stopping")
+        # Who looks for nodes from now on must not count on this one.
+        leaving = (getattr(backend, "withdraw", None) for backend, _ in self._serving.values())
+        await asyncio.gather(*(withdraw() for withdraw in leaving if withdraw is not None))
         await self._agent.drain(self._setup.settings.grace)
         async with self._reloading:
             for backend, serving in self._serving.values():

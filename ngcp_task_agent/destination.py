@@ -10,6 +10,9 @@ element, so "prx*,db01?|state=active" is every proxy and the active one of the
 pair db01. Values are compared literally. Everything fails closed: what cannot be
 parsed, and a fact a node does not have, selects nothing.
 
+Why a node is not selected is found out by the same code: `Element.explain` asks it about
+each condition alone. It costs nothing where only yes or no is wanted.
+
 This module is pure: no clock, no network, no configuration.
 """
 
@@ -17,9 +20,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import lru_cache
+from typing import NamedTuple
 
 from .errors import MessageError
 
@@ -51,6 +55,62 @@ class Node:
         """All names, the one it signs with first."""
         return (self.name, *self.aliases)
 
+    def is_local_to(self, src: str, near: bool) -> bool:
+        """Whether a request is local to this node, so that ``local`` names it.
+
+        Args:
+            src: The client's host name, as it claims.
+            near: Whether the request came in by this host, or the bus is on it.
+        """
+        return near or src == self.name or src in self.aliases
+
+
+class Obstacle(NamedTuple):
+    """One thing for which a node is not selected.
+
+    Attributes:
+        key: The fact's, for example ``"state"``; empty for the node's name.
+        wanted: What would do: the pattern, or any of these values.
+        found: The node's names or the fact's values; None where the fact is unknown.
+
+    >>> print(Obstacle("role", ("lb", "proxy"), ("db",)))
+    role is db, not lb or proxy
+    >>> print(Obstacle("role", ("lb",), None))
+    role is unknown, not lb
+    >>> print(Obstacle("", ("prx*",), ("db01a", "db")))
+    name is db01a (db), not prx*
+    """
+
+    key: str
+    wanted: tuple[str, ...]
+    found: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        wanted = " or ".join(self.wanted)
+        if self.found is None:
+            return f"{self.key} is unknown, not {wanted}"
+        if not self.key:
+            aliases = f" ({', '.join(self.found[1:])})" if self.found[1:] else ""
+            return f"name is {self.found[0]}{aliases}, not {wanted}"
+        return f"{self.key} is {'+'.join(self.found) or 'empty'}, not {wanted}"
+
+
+class Verdict(NamedTuple):
+    """What one element of a `dst` says of a node.
+
+    Attributes:
+        element: As `str` writes it, for example ``"prx*|state=active"``.
+        obstacles: Why it does not select the node; empty where it does.
+    """
+
+    element: str
+    obstacles: tuple[Obstacle, ...]
+
+    @property
+    def selected(self) -> bool:
+        """Whether the element selects the node."""
+        return not self.obstacles
+
 
 @dataclass(frozen=True, slots=True)
 class Element:
@@ -71,6 +131,30 @@ class Element:
             if values is None or allowed.isdisjoint(values):
                 return False
         return True
+
+    def explain(self, node: Node, local: bool = False) -> Verdict:
+        """Why *node* is selected, or not; see `selects`."""
+        obstacles = [
+            condition.obstacle(node)
+            for condition in self.conditions
+            if not condition.selects(node, local)
+        ]
+        return Verdict(_format_element(self), tuple(obstacles))
+
+    @property
+    def conditions(self) -> tuple[Element, ...]:
+        """Elements with one condition each, the name first; all of them together are this one."""
+        name = replace(self, filters=())
+        return (name, *(Element("*", (one,), literal=False) for one in self.filters))
+
+    def obstacle(self, node: Node) -> Obstacle:
+        """What stands against *node* where this one condition does not hold."""
+        if not self.filters:
+            return Obstacle("", (self.pattern,), node.names)
+        [(key, allowed)] = self.filters
+        values = node.facts.get(key)
+        found = None if values is None else tuple(sorted(values))
+        return Obstacle(key, tuple(sorted(allowed)), found)
 
     def _matches_name_of(self, node: Node, local: bool) -> bool:
         if local and self.pattern in LOCAL_NAMES:
@@ -127,6 +211,17 @@ class Destination:
     def names(self, node: Node, local: bool = False) -> bool:
         """Whether an element without wildcards selects *node*: only then may it say no."""
         return any(e.literal and e.selects(node, local) for e in self.elements)
+
+    def explain(self, node: Node, local: bool = False) -> tuple[Verdict, ...]:
+        """What each element says of *node*, in order; one that selects it is enough.
+
+        >>> dst = Destination.parse("prx*|state=active;role=lb,db*")
+        >>> for verdict in dst.explain(Node("prx01b", (), {"state": frozenset({"standby"})})):
+        ...     print(verdict.element, verdict.selected, *verdict.obstacles, sep="; ")
+        prx*|state=active;role=lb; False; state is standby, not active; role is unknown, not lb
+        db*; False; name is prx01b, not db*
+        """
+        return tuple(element.explain(node, local) for element in self.elements)
 
     def __str__(self) -> str:
         return ",".join(map(_format_element, self.elements))

@@ -109,6 +109,7 @@ class Task:
         arguments: What a request's `data` has to be; None for anything.
         retry: Whether and when a durable request that has failed is tried again.
         journal_required: Whether it must not run where its request cannot be recorded.
+        digest: Of its file, hexadecimal; two files that differ have two.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Task:
     arguments: Schema | None = None
     retry: Retry = NEVER
     journal_required: bool = False
+    digest: str = ""
 
     @property
     def masks_data(self) -> bool:
@@ -251,6 +253,7 @@ class Dispatcher:
         job = Job(
             request.task, request.uuid, request.src, request.data, arguments, request.options,
             deadline, claim.attempt if claim is not None else 1,
+            node.is_local_to(request.src, delivery.local),
         )  # fmt: skip
         self._held += size
         timestamp = request.timestamp if wishes.ttl is not None else None
@@ -275,7 +278,7 @@ class Dispatcher:
             if dst not in ("*", pool):
                 raise Rejected(f"dst: found {dst!r:.80}; expected '*' or {pool!r}")
             return node, True
-        local = delivery.local or request.src == node.name or request.src in node.aliases
+        local = node.is_local_to(request.src, delivery.local)
         if not request.dst.selects(node, local):
             raise NotForThisNode
         return node, request.dst.names(node, local)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .destination import Node
 from .interfaces import FactSource, Reading
+from .presence import Fact
 
 FIRST_READING = 2.0  # seconds the start waits for slow sources
 
@@ -56,6 +57,19 @@ class Facts:
         if self._clock() >= self._valid_until:
             self._rebuild()
         return self._node
+
+    def known(self) -> dict[str, Fact]:
+        """All facts with their age, and the stale ones that nobody else knows any better."""
+        now = self._clock()
+        known: dict[str, Fact] = {}
+        for source in self._sources:
+            if source in self._readings:
+                taken, reading = self._readings[source]
+                stale = now >= taken + source.max_age
+                for key, values in reading.facts.items():
+                    if key not in known or (known[key].stale and not stale):
+                        known[key] = Fact(values, now - taken, stale)
+        return known | {key: Fact(values) for key, values in self._fixed.items()}
 
     async def start(self) -> None:
         """Read every source once, for at most `FIRST_READING` seconds, and go on reading."""

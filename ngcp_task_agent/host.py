@@ -23,12 +23,20 @@ class AgentHost:
         identity: See `identify`.
         node: What this host is now.
         room: How many more requests from a control channel could be started at once.
+        record: What this agent tells of itself.
     """
 
-    def __init__(self, identity: str, node: Callable[[], Node], room: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        identity: str,
+        node: Callable[[], Node],
+        room: Callable[[str], int],
+        record: Callable[[], bytes],
+    ) -> None:
         self.identity = identity
         self.node = node
         self.room = room
+        self.record = record
 
 
 def identify(state_dir: str, machine_id: str = MACHINE_ID) -> str:

@@ -103,6 +103,9 @@ class Host(Protocol):
     def room(self, control_channel: str) -> int:
         """How many more requests from there could be started at once; 0 at a stop."""
 
+    def record(self) -> bytes:
+        """What this agent tells of itself at the moment, of at most 64 KiB; see `presence`."""
+
 
 class Backend(Protocol):
     """Carries bytes in and out; knows nothing of requests.
@@ -113,7 +116,9 @@ class Backend(Protocol):
         shared: Whether the responses to all addresses wait in one queue.
 
     Whose requests come without a claim may say so with ``forgets = True``; then `check`
-    warns of tasks that want to be tried again.
+    warns of tasks that want to be tried again. Who keeps the agent's record where clients
+    find it (`Host.record`) has ``async def withdraw()``: the agent takes no more requests,
+    and the record has to go. It takes a second at most, and raises nothing.
     """
 
     on_change: Callable[[], None]
@@ -201,6 +206,7 @@ class Job:
         options: The request's `options`.
         deadline: When it is ended, in unix seconds; None for never.
         attempt: Which try this is, from 1; see `Claim.attempt`.
+        local: Whether the request is local to this node; see `Node.is_local_to`.
     """
 
     task: str
@@ -211,6 +217,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     deadline: float | None = None
     attempt: int = 1
+    local: bool = False
 
     def text(self) -> str:
         """`data` as text: a string as it is, anything else as JSON, nothing as ""."""

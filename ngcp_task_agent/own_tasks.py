@@ -12,12 +12,14 @@ from typing import Any
 from . import __version__
 from .agent import Agent
 from .brokers.builtin import AnswerBroker
-from .destination import Node
+from .destination import Destination, Node
 from .dispatch import Dispatcher, Gate, Task
-from .errors import BrokerError
+from .errors import BrokerError, MessageError
 from .interfaces import Backend, Job
 from .jobs import LONGEST_NAME, Record, Run
 from .journal import Journal
+from .matching import match
+from .presence import Fact
 from .usage import measure
 
 AT_ONCE = 256  # of each own task side by side: a cancel must not wait behind others
@@ -33,6 +35,8 @@ class OwnTasks:
         node: What this host is now.
         backends: Those that are served now, by name.
         journal: Where requests are recorded.
+        identity: Tells this agent from others of the same name.
+        facts: What is known of this host, stale facts included.
     """
 
     def __init__(
@@ -42,18 +46,23 @@ class OwnTasks:
         node: Callable[[], Node],
         backends: Callable[[], Mapping[str, Backend]],
         journal: Journal | None = None,
+        identity: str = "",
+        facts: Callable[[], Mapping[str, Fact]] = dict,
     ) -> None:
         self._agent = agent
         self._dispatcher = dispatcher
         self._node = node
         self._backends = backends
         self._journal = journal
+        self._identity = identity
+        self._facts = facts
         self._began = time.monotonic()
         self.tasks = {
             task.name: task
             for task in (
                 _task("agent.ping", self._about, "this agent's name, version, facts and uptime"),
                 _task("agent.tasks", self._about_tasks, "the tasks this agent has"),
+                _task("agent.match", self._match, "whether a dst selects this node, and why not"),
                 _task("agent.jobs", self._about_jobs, "the jobs that wait, run, and have ended"),
                 _task(
                     "agent.cancel", self._cancel, "ends the job whose uuid is ref", CANCEL_TIMEOUT
@@ -65,6 +74,7 @@ class OwnTasks:
         node = self._node()
         return {
             "name": node.name,
+            "instance": self._identity,
             "aliases": list(node.aliases),
             "version": __version__,
             "facts": {key: sorted(values) for key, values in node.facts.items()},
@@ -83,6 +93,7 @@ class OwnTasks:
             {
                 "name": task.name,
                 "description": task.description,
+                "digest": task.digest,
                 "arguments": task.arguments.given if task.arguments else None,
                 "timeout": task.timeout,
                 "run_timeout": task.run_timeout,
@@ -92,6 +103,20 @@ class OwnTasks:
             }
             for _, task in sorted(self._dispatcher.tasks.items())
         ]
+
+    def _match(self, job: Job) -> dict[str, Any]:
+        dst = job.arguments.get("dst")
+        if not isinstance(dst, str):
+            raise BrokerError('data.dst: expected which nodes, as in {"dst": "*|state=active"}')
+        try:
+            destination = Destination.parse(dst)
+        except MessageError as exc:
+            raise BrokerError(f"data.{exc}") from exc
+        task = job.arguments.get("task", "")
+        return match(
+            destination, self._node(), self._identity, self._facts(), local=job.local,
+            task=task if isinstance(task, str) else "", tasks=self._dispatcher.tasks,
+        ).as_json()  # fmt: skip
 
     async def _about_jobs(self, job: Job) -> list[dict[str, Any]]:
         """First those that have not ended, as they came; then the others, the last first."""

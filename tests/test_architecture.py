@@ -13,29 +13,20 @@ PACKAGE = Path(__file__).parent.parent / "ngcp_task_agent"
 FLOORS = [
     {"cli"},
     {"daemon"},
-    {"app", "own_tasks", "host"},
+    {"app", "own_tasks", "own_record", "host"},
     {"agent", "client"},
     {"course"},
     {"backends", "brokers", "storage", "nodes"},
     {"jobs", "config", "confirmations"},
     {"dispatch", "replies", "route", "facts", "registry", "systemd", "logs", "watch", "memory"}
-    | {"client_answers"},
+    | {"client_answers", "client_nodes"},
     {"interfaces", "users", "processes", "output", "usage", "client_result"},
-    {"starter", "account"},
+    {"starter", "account", "matching", "fleet"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
-    | {"schemas", "context"},
+    | {"schemas", "context", "presence"},
     {"placeholders", "ledger", "redo"},
-    {
-        "messages",
-        "options",
-        "yamlfile",
-        "cgroups",
-        "pipes",
-        "proctable",
-        "namespaces",
-        "records",
-        "seen",
-    },
+    {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"}
+    | {"records", "seen"},
     {"destination", "ownership", "feedback"},
     {"errors"},
 ]

@@ -72,6 +72,10 @@ class LocalLink:
         """There are no streams here."""
         raise self._no_streams()
 
+    async def present(self) -> NoReturn:
+        """Nobody keeps a record here."""
+        raise BackendError(f"{self._path}: an agent's socket keeps no presence; say --redis URL")
+
     async def clustered(self) -> bool:
         """One agent."""
         return False

@@ -5,7 +5,8 @@ Two connections: one subscribed to the control channels, one that publishes. The
 subscribed one must prove every `PING_INTERVAL` seconds of silence that it still
 hears: a PING that can be sent proves nothing, only a PONG that comes back does.
 
-No keys are made but the feedback streams that clients ask for, see `redis_publisher`.
+No keys are made but the feedback streams that clients ask for, see `redis_publisher`, and,
+if it is wanted, the agent's record, see `redis_presence`.
 Pub/sub ignores databases, so none is selected.
 """
 
@@ -25,6 +26,7 @@ from ..errors import BackendError
 from ..interfaces import BackendState, Delivery, Host
 from ..options import Options
 from .redis_clock import BusClock
+from .redis_presence import presence
 from .redis_publisher import Publisher, feedback_options
 from .redis_server import ELSEWHERE, RedisServer, pause
 from .redis_topology import slot_of, tag_of
@@ -52,6 +54,7 @@ class RedisBackend:
     - ``response_queue_size``: their size together, default 64 MiB
     - ``feedback_length``: responses kept in a feedback stream, default about 10000
     - ``feedback_expiry``: how long it is kept after the last one, default 3600 s
+    - ``presence``: whether the agent keeps a record of itself there; default no
 
     A task's ``backend_options``: ``control_channel``, default `CONTROL_CHANNEL`.
     """
@@ -70,6 +73,7 @@ class RedisBackend:
             feedback_options(options),
         )
         self._clock = BusClock(self._publisher.time)
+        self._presence = presence(options, self._publisher.call, self._server)
         self._publishing: asyncio.Task[None] | None = None
         self._wanted: frozenset[str] = frozenset()
         self._connecting: asyncio.Task[AbstractConnection] | None = None
@@ -113,6 +117,8 @@ class RedisBackend:
 
     async def receive(self) -> AsyncIterator[Delivery]:
         self._publishing = asyncio.create_task(self._publisher.run(), name="redis publisher")
+        if self._presence is not None and self.host is not None:
+            self._presence.start(self.host)
         failures = 0
         while not self._stopping:
             self._attempt = asyncio.get_running_loop().time()
@@ -135,7 +141,12 @@ class RedisBackend:
     async def now(self) -> float:
         return await self._clock.now()
 
+    async def withdraw(self) -> None:
+        if self._presence is not None:
+            await self._presence.withdraw()
+
     async def stop(self) -> None:
+        await self.withdraw()
         self._stopping = True
         self._connected = False
         if self._connecting is not None:
@@ -204,6 +215,8 @@ class RedisBackend:
         channels = ", ".join(sorted(self._asked))
         where = self._server.at(self._subscriber) if self._subscriber else self._server
         log.info("redis %s: connected, listening on %s", where, channels)
+        if self._presence is not None:
+            self._presence.refresh()
         self.on_change()
         if self._asked != self._wanted:  # changed meanwhile
             self._command(self._sharded + "SUBSCRIBE", self._wanted - self._asked)

@@ -4,6 +4,7 @@ A client's way to the agents by Redis: one connection listens, another publishes
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,8 @@ from redis.exceptions import RedisError
 from ..errors import BackendError
 from ..options import Options
 from .redis_feedback import FeedbackReader
-from .redis_server import RedisServer
+from .redis_presence import INDEX, Kept, read_present
+from .redis_server import REPLY_TIMEOUT, RedisServer
 from .redis_topology import ask, hang_up
 
 CLIENT_NAME = "ngcp-task"
@@ -116,6 +118,16 @@ class RedisLink:
             if key and self._server.is_cluster:
                 self._publishing = await self._moved(self._publishing, key)
             return await ask(self._connected(self._publishing), *words)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise self._error(exc) from exc
+
+    async def present(self) -> list[Kept]:
+        """The records that agents keep of themselves."""
+        try:
+            if self._server.is_cluster:
+                self._publishing = await self._moved(self._publishing, INDEX)
+            async with asyncio.timeout(REPLY_TIMEOUT):
+                return await read_present(self._connected(self._publishing))
         except (RedisError, OSError, TimeoutError) as exc:
             raise self._error(exc) from exc
 

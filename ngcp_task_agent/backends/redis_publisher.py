@@ -15,7 +15,7 @@ import socket
 import sys
 import termios
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -60,6 +60,8 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return id
 """
 
+_Word = str | bytes | int
+
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +69,11 @@ class _Message(NamedTuple):
     channel: str
     payload: bytes
     stream: str = ""
+
+
+class _Question(NamedTuple):
+    words: tuple[_Word, ...]
+    answer: asyncio.Future[Any]
 
 
 class Feedback(NamedTuple):
@@ -120,7 +127,7 @@ class Publisher:
         self._connection: AbstractConnection | None = None
         self._shards: Redis | RedisCluster | None = None  # of a cluster
         self._feedback = feedback
-        self._questions: list[asyncio.Future[tuple[int, int]]] = []
+        self._questions: list[_Question] = []
         self._unkept = 0  # responses that could not be put into their stream
         self.dropped = 0
         self.control_streams: Collection[str] = ()
@@ -164,10 +171,37 @@ class Publisher:
         Raises:
             BackendError: The connection broke, or the server refuses.
         """
-        answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        self._questions.append(answer)
+        reply = await self._ask("TIME")
+        seconds, microseconds = next(iter(reply.values())) if isinstance(reply, dict) else reply
+        return int(seconds), int(microseconds)
+
+    async def call(self, script: str, keys: Sequence[str], words: Sequence[Any]) -> Any:
+        """Run a script, between two batches, by a connection that there is anyway.
+
+        Args:
+            script: Lua.
+            keys: At least one; all in one slot.
+            words: The script's other arguments.
+
+        Returns:
+            Its reply, undecoded. The caller sets a limit to the time.
+
+        Raises:
+            BackendError: The connection broke, or the server refuses.
+        """
+        command = ("EVAL", script, len(keys), *keys, *words)
+        if not self._server.is_cluster:
+            return await self._ask(*command)
+        try:  # beside the batches: they must not wait for a shard that is away
+            return await self._cluster().execute_command(*command)
+        except (RedisError, OSError, TimeoutError, RuntimeError) as exc:
+            raise BackendError(f"redis {self._server}: {exc}") from exc
+
+    async def _ask(self, *words: _Word) -> Any:
+        question = _Question(words, asyncio.get_running_loop().create_future())
+        self._questions.append(question)
         self._wake()
-        return await answer
+        return await question.answer
 
     async def flush(self) -> None:
         """Wait until all that has been posted so far is sent, or dropped."""
@@ -191,7 +225,7 @@ class Publisher:
                     failures = 0
                 except (RedisError, OSError, TimeoutError, BackendError) as exc:
                     self._put_back()
-                    self._answer(BackendError(f"redis {self._server}: {exc}"))
+                    self._answer(exc, len(self._questions))
                     await self.disconnect()
                     failures += 1
                     log.debug("redis %s: publishing failed: %s", self._server, exc)
@@ -263,9 +297,8 @@ class Publisher:
 
     async def _send_to_shards(self) -> None:
         """Each to the node that has its slot; the order of each channel is kept."""
-        if self._questions:
-            reply = await self._cluster().execute_command("TIME")
-            self._answer(next(iter(reply.values())) if isinstance(reply, dict) else reply)
+        while self._questions:
+            self._answer(await self._cluster().execute_command(*self._questions[0].words))
         if not self._batch:
             return
         pipeline = self._cluster().pipeline(transaction=False)
@@ -297,15 +330,15 @@ class Publisher:
             async with asyncio.timeout(REPLY_TIMEOUT):
                 if connection is None:
                     connection = self._connection = await self._server.connect()
-                asked = len(self._questions)  # more may come while we wait for the reply
-                commands: list[tuple[str | int | bytes, ...]] = [("TIME",)] if asked else []
+                asked = len(self._questions)  # more may come while we wait for the replies
+                commands = [question.words for question in self._questions]
                 for message in self._batch:
                     commands += self._commands(message)
                 await connection.send_packed_command(
                     connection.pack_commands(commands), check_health=False
                 )
-                if asked:
-                    self._answer(await _reply(connection), asked)
+                for _ in range(asked):
+                    self._answer(await _reply_to_question(connection))
                 while self._batch:
                     await self._confirm(connection, self._batch[0])
                     self._batch.popleft()
@@ -314,7 +347,7 @@ class Publisher:
                 self._settle_unconfirmed()
             raise
 
-    def _commands(self, message: _Message) -> list[tuple[str | int | bytes, ...]]:
+    def _commands(self, message: _Message) -> list[tuple[_Word, ...]]:
         channel, payload, stream = message
         if not stream:
             return [("PUBLISH", channel, payload)]
@@ -336,19 +369,17 @@ class Publisher:
         else:
             self._drop(message, "refused by the server")
 
-    def _answer(self, reply: Any, count: int | None = None) -> None:
-        """Tell the time to those who have asked first."""
+    def _answer(self, reply: Any, count: int = 1) -> None:
+        """Tell those who have asked first."""
         questions = self._questions[:count]
         del self._questions[:count]
-        for question in questions:
-            if question.done():  # its time is over
+        for _, answer in questions:
+            if answer.done():  # its time is over
                 continue
-            if isinstance(reply, ResponseError):
-                question.set_exception(BackendError(f"redis {self._server}: {reply}"))
-            elif isinstance(reply, Exception):
-                question.set_exception(reply)
+            if isinstance(reply, Exception):
+                answer.set_exception(BackendError(f"redis {self._server}: {reply}"))
             else:
-                question.set_result((int(reply[0]), int(reply[1])))
+                answer.set_result(reply)
 
     def _settle_unconfirmed(self) -> None:
         # The server's host has all of it, and a server that only hangs will read it.
@@ -425,6 +456,16 @@ async def _reply(connection: AbstractConnection) -> Any:
         raise
     except ResponseError as exc:
         log.debug("redis: refused: %s", exc)
+        return exc
+
+
+async def _reply_to_question(connection: AbstractConnection) -> Any:
+    """The next reply; what it says of the server is for who has asked, not for the batch."""
+    try:
+        return await connection.read_response()
+    except RedisConnectionError:
+        raise
+    except ResponseError as exc:
         return exc
 
 

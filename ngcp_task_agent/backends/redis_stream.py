@@ -18,6 +18,7 @@ from ..errors import BackendError
 from ..feedback import is_feedback_key
 from ..interfaces import BackendState, Claim, Delivery, Host
 from ..options import Options
+from .redis_presence import presence
 from .redis_publisher import Publisher, feedback_options
 from .redis_server import RedisServer, pause
 from .redis_stream_calls import TROUBLES, Calls
@@ -39,7 +40,7 @@ class RedisStreamBackend:
     - ``group_expiry``: seconds after which a node that was not seen is forgotten, with
       what waits for it; default seven days
     - ``response_queue``, ``response_queue_size``, ``feedback_length``,
-      ``feedback_expiry``: as for the redis backend
+      ``feedback_expiry``, ``presence``: as for the redis backend
 
     A task's ``backend_options``: ``control_stream``; ``delivery``, ``broadcast`` (the
     default) or ``anycast``; for the latter ``pool`` and ``members``, which nodes join.
@@ -64,7 +65,8 @@ class RedisStreamBackend:
         if self._default:
             Subscription.read(options)  # mistakes are told here, once
         self._calls = Calls(self._server)
-        self._calls.on_change = lambda: self.on_change()
+        self._calls.on_change = self._note_change
+        self._presence = presence(options, self._calls.run, self._server)
         self._said: dict[str, Subscription] = {}  # by file
         self._wanted: frozenset[str] = frozenset()
         self._groups: dict[str, Group] = {}
@@ -110,6 +112,8 @@ class RedisStreamBackend:
         self._receiving = True
         self._spawn(self._publisher.run(), "redis publisher")
         self._spawn(self._renew(), "redis stream leases")
+        if self._presence is not None and self.host is not None:
+            self._presence.start(self.host)
         self._read_what_is_wanted()
         while (item := await self._inbox.get()) is not None:
             delivery, looked_at = item
@@ -134,10 +138,15 @@ class RedisStreamBackend:
         self._ahead = now - loop.time()
         return now
 
+    async def withdraw(self) -> None:
+        if self._presence is not None:
+            await self._presence.withdraw()
+
     async def stop(self) -> None:
         if self._stopping:
             return
         self._stopping = True
+        await self.withdraw()
         for text in list(self._readers):
             self._retire(text)
         unseen = []
@@ -184,6 +193,11 @@ class RedisStreamBackend:
         if self._calls.given_up:
             text += f", {self._calls.given_up} requests given up"
         return BackendState(connected, now - turned < STUCK, text, self._publisher.dropped)
+
+    def _note_change(self) -> None:
+        if self._presence is not None and self._calls.connected:
+            self._presence.refresh()
+        self.on_change()
 
     def _read_what_is_wanted(self) -> None:
         for text in set(self._readers) - self._wanted:

@@ -81,6 +81,11 @@ class Calls:
             except NoScriptError:
                 return await self._execute("EVAL", script.text, len(keys), *keys, *words)
 
+    async def run(self, script: str, keys: Sequence[str], words: Sequence[Word]) -> Any:
+        """Run a text that is no `Script`, once; it raises the same."""
+        async with self._places:
+            return await self._execute("EVAL", script, len(keys), *keys, *words)
+
     async def insist(
         self, script: Script, keys: Sequence[str], *words: Word, tries: int = TRIES
     ) -> Any:

@@ -12,6 +12,8 @@ from .collect import collect
 from .dead import dead
 from .jobs import jobs
 from .link import link_options, remember_link
+from .match import match
+from .nodes import nodes
 from .ping import ping
 from .send import send
 from .tasks import tasks
@@ -47,7 +49,7 @@ def command(context: click.Context, /, **link: str | None) -> None:
     remember_link(context, link)
 
 
-for verb in (send, collect, ping, tasks, jobs, cancel, dead):
+for verb in (send, collect, nodes, tasks, match, ping, jobs, cancel, dead):
     command.add_command(verb)
 
 

@@ -18,7 +18,7 @@ from ..backends.redis_dead import DeadLetters
 from ..backends.redis_stream_keys import SUBSCRIPTION, Subscription
 from ..client import CONTROL_CHANNEL, Client, ClientError, FeedbackLost, Outcome, Result
 from ..config import CONFIG_DIR, LOCAL_SOCKET
-from ..errors import BackendError, TaskAgentError
+from ..errors import BackendError, MessageError, TaskAgentError
 from ..feedback import CONTROL_STREAM
 from ..options import Options
 
@@ -133,6 +133,16 @@ def failing() -> Iterator[None]:
         yield
     except (BackendError, ClientError) as exc:
         fail(exc)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """The same; a DST that cannot be read is wrong usage."""
+    try:
+        with failing():
+            yield
+    except MessageError as exc:
+        raise click.BadParameter(str(exc), param_hint="DST") from None
 
 
 def fail(exc: TaskAgentError) -> NoReturn:

@@ -247,3 +247,55 @@ def test_an_error_does_not_quote_without_end():
         Destination.parse("a|" + "x" * 100_000)
 
     assert len(str(caught.value)) < 200
+
+
+@given(destinations, nodes, st.booleans())
+def test_an_explanation_agrees_with_the_matcher(destination, node, local):
+    """As a whole, and element by element."""
+    parsed = Destination.parse(str(destination))
+
+    verdicts = parsed.explain(node, local)
+
+    assert [v.selected for v in verdicts] == [e.selects(node, local) for e in parsed.elements]
+    assert any(v.selected for v in verdicts) is parsed.selects(node, local)
+    assert ",".join(v.element for v in verdicts) == str(parsed)
+
+
+@given(destinations, nodes, st.booleans())
+def test_an_obstacle_removed_is_an_obstacle_less(destination, node, local):
+    """What is named as wanted is what is missing: a node that has it is selected."""
+    for element in Destination.parse(str(destination)).elements:
+        obstacles = element.explain(node, local).obstacles
+        facts = dict(node.facts)
+        facts |= {key: frozenset(wanted[:1]) for key, wanted, _ in obstacles if key}
+        unnamed = any(not key for key, _, _ in obstacles)
+
+        assert element.selects(Node(node.name, node.aliases, facts), local) is not unnamed
+
+
+@pytest.mark.parametrize(
+    ("dst", "why"),
+    [
+        ("prx*|state=active", []),
+        ("db*", ["name is prx01a, not db*"]),
+        ("*|state=standby+failed", ["state is active, not failed or standby"]),
+        ("*|colour=red", ["colour is unknown, not red"]),
+        ("*|role=db", ["role is lb+proxy, not db"]),
+        ("db*|colour=red;state=active", ["name is prx01a, not db*", "colour is unknown, not red"]),
+        ("local", ["name is prx01a, not local"]),
+    ],
+)
+def test_an_explanation_names_what_does_not_hold(dst, why):
+    """All of it, so that nobody has to ask twice."""
+    [verdict] = Destination.parse(dst).explain(NODE)
+
+    assert [str(obstacle) for obstacle in verdict.obstacles] == why
+
+
+@pytest.mark.parametrize(
+    ("src", "near", "local"),
+    [("sp1", False, True), ("alias", False, True), ("web01", False, False), ("web01", True, True)],
+)
+def test_a_request_is_local_to_who_sent_it_and_to_who_is_near(src, near, local):
+    """By any of its names."""
+    assert Node("sp1", ("alias",)).is_local_to(src, near) is local

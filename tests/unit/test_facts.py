@@ -7,6 +7,7 @@ import pytest
 from ngcp_task_agent import facts
 from ngcp_task_agent.facts import Facts, describe
 from ngcp_task_agent.interfaces import Reading
+from ngcp_task_agent.presence import Fact
 
 from ..helpers import Clock, until
 
@@ -248,3 +249,32 @@ def test_facts_are_described_as_a_filter():
     """What the log shows can be pasted behind a bar in a `dst`."""
     assert describe(values(state="active", role="b a")) == "role=a+b;state=active"
     assert describe({}) == ""
+
+
+async def test_what_is_known_has_an_age():
+    """What is stale is told as well; what is fixed does not age."""
+    clock = Clock()
+    facts = await started(Source(state="active", role="lb"), fixed=values(site="vienna"),
+                          clock=clock)  # fmt: skip
+    clock.now += 3
+
+    assert facts.known() == {
+        "state": Fact(frozenset({"active"}), 3.0),
+        "role": Fact(frozenset({"lb"}), 3.0),
+        "site": Fact(frozenset({"vienna"})),
+    }
+    clock.now += 1e6
+    assert facts.known()["state"] == Fact(frozenset({"active"}), 1e6 + 3, True)
+    assert facts.known().keys() - facts.node().facts.keys() == {"state", "role"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_of_two_sources_the_one_that_is_not_stale_is_known(order):
+    """As it is for a dst."""
+    sources = [Source(state="old", max_age=5.0), Source(state="new", max_age=50.0)][::order]
+    clock = Clock()
+    facts = await started(*sources, clock=clock)
+    clock.now += 10
+
+    assert facts.known()["state"] == Fact(frozenset({"new"}), 10.0)
+    assert facts.node().facts == values(state="new")

@@ -93,7 +93,7 @@ def test_the_redis_stream_example_names_the_options_there_are() -> None:
     files = {"password_file", "tls_ca_file", "tls_cert_file", "tls_key_file"}
     ways = {"url", "unix_socket"}
     values = {key: int(v) if v.isdigit() else v for key, v in shown.items() if key not in files}
-    values["tls"] = False
+    values["tls"] = values["presence"] = False
     values["tls_verify"] = True
     options = Options({k: v for k, v in values.items() if k not in ways}, "b.yml")
 
