@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from .destination import Node
 from .interfaces import FactSource, Reading
@@ -16,6 +17,20 @@ from .interfaces import FactSource, Reading
 FIRST_READING = 2.0  # seconds the start waits for slow sources
 
 log = logging.getLogger(__name__)
+
+
+class Age(NamedTuple):
+    """How old a source's last reading is.
+
+    Attributes:
+        source: Its name for people; two of one kind may have the same.
+        age: Seconds; infinite if there was none.
+        max_age: Seconds from which it matches nothing.
+    """
+
+    source: str
+    age: float
+    max_age: float
 
 
 class Facts:
@@ -56,6 +71,16 @@ class Facts:
         if self._clock() >= self._valid_until:
             self._rebuild()
         return self._node
+
+    def ages(self) -> list[Age]:
+        """How old the readings are, by source, in the order of the configuration."""
+        now = self._clock()
+        return [
+            Age(_label(source), now - self._readings[source][0], source.max_age)
+            if source in self._readings
+            else Age(_label(source), math.inf, source.max_age)
+            for source in self._sources
+        ]
 
     async def start(self) -> None:
         """Read every source once, for at most `FIRST_READING` seconds, and go on reading."""
@@ -124,6 +149,11 @@ class Facts:
         now = self._clock()
         ends = (taken + source.max_age for source, (taken, _) in self._readings.items())
         return min((end for end in ends if end > now), default=math.inf)
+
+
+def _label(source: FactSource) -> str:
+    kind = type(source)
+    return kind.__name__ if kind.__str__ is object.__str__ else str(source)
 
 
 def describe(facts: Mapping[str, frozenset[str]]) -> str:

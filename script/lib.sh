@@ -42,9 +42,10 @@ install_into_environment() {
         fail "pip could not install $1 and what it needs"
 }
 
-# The lower bounds of install_requires, as pip's constraints.
+# The lower bounds of install_requires and of what is optional, as pip's constraints.
 oldest_libraries() {
-    sed -n '/^install_requires/,/^$/s/^ *\([A-Za-z]*\) >= \([0-9.]*\)$/\1==\2/p' setup.cfg
+    sed -n -e '/^install_requires/,/^$/s/^ *\([A-Za-z]*\) >= \([0-9.]*\)$/\1==\2/p' \
+        -e '/^metrics =/,/^test =/s/^ *\([A-Za-z-]*\) >= \([0-9.]*\)$/\1==\2/p' setup.cfg
 }
 
 # A checkout that belongs to somebody else is left alone: the work is done in a copy.

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ngcp_task_agent"
 FLOORS = [
     {"cli"},
     {"daemon"},
-    {"app", "own_tasks", "host"},
+    {"app", "own_tasks", "host", "metrics"},
     {"agent", "client"},
     {"course"},
     {"backends", "brokers", "storage", "nodes"},
@@ -24,9 +24,9 @@ FLOORS = [
     {"starter", "account"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
     | {"schemas", "context"},
-    {"placeholders"},
+    {"placeholders", "listening"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces", "ledger"},
-    {"destination", "ownership", "feedback"},
+    {"destination", "ownership", "feedback", "tally"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -46,6 +46,7 @@ ADDRESSES = {
     "referencing": "schemas.py",
     "uvloop": "cli/serve.py",
     "setproctitle": "cli/serve.py",
+    "prometheus_client": "metrics/collector.py",
     "aiohttp": "brokers/http_client.py",
     "yarl": "brokers/http_client.py",
 }

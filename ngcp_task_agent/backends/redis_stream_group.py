@@ -71,6 +71,7 @@ class Group:
     Attributes:
         turned: Loop time of the reader's last turn.
         missing: How often the group was found gone.
+        trouble: Why the last turn has failed; empty if it has not.
     """
 
     def __init__(self, subscription: Subscription, calls: Calls, host: Host, terms: Terms) -> None:
@@ -78,6 +79,7 @@ class Group:
         self.terms = terms
         self.turned = asyncio.get_running_loop().time()
         self.missing = 0
+        self.trouble = ""
         self._calls = calls
         self._host = host
         name = host.node().name
@@ -108,7 +110,7 @@ class Group:
             self.turned = asyncio.get_running_loop().time()
             try:
                 await self._turn()
-                failures = 0
+                failures, self.trouble = 0, ""
             except TROUBLES as exc:
                 self._unheard = True
                 self._next_join = 0.0
@@ -116,6 +118,7 @@ class Group:
                     failures = 1
                     continue  # made again at the next turn
                 self._calls.failed(exc)
+                self.trouble = " ".join(str(exc).split()) or "no answer in time"
                 failures += 1
                 await asyncio.sleep(pause(failures))
 
@@ -241,6 +244,7 @@ class Group:
         await self._all_looked_at()
 
     def _tell_deleted(self, ids: list[bytes]) -> None:
+        self._calls.buried += len(ids)
         if ids:
             log.warning("redis: %s: %d requests were deleted from the stream before they were "
                         "handled, the first is %s; see the dead letters",
@@ -318,4 +322,5 @@ class Group:
                      self.subscription.stream, name.decode("utf-8", "replace"))  # fmt: skip
 
 
+LATE = BLOCK + 1.5  # seconds after which a reader waits for an answer that is overdue
 STUCK = 2 * (BLOCK + REPLY_TIMEOUT) + LEASE  # seconds after which a reader has no excuse
