@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import grp
 import ipaddress
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -55,7 +56,7 @@ def read_listening(options: Options) -> Listening | None:
             options.problem(key, "it with an address", "no such key, or a socket's path")
     host, colon, digits = address.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    number = int(digits) if digits.isdecimal() and len(digits) < 6 else 0
+    number = int(digits) if re.fullmatch("[0-9]{1,5}", digits) else 0
     if not colon or not _is_host(host) or not 1 <= number <= 65535:
         options.problem("address", repr(address), EXPECTED)
         return None
