@@ -85,6 +85,12 @@ redis_server() {
     command -v redis-server >/dev/null || apt_install redis-server
 }
 
+# have_promtool: get it in CI; false if it is not to be had. It comes with a whole server: at
+# home that is not worth three tests.
+have_promtool() {
+    command -v promtool >/dev/null || { [ "${CI:-}" = true ] && apt_install prometheus; }
+}
+
 # apt_install PACKAGE...: as root on a Debian; the services of the packages stay off.
 apt_install() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1

@@ -1,6 +1,8 @@
 """Monitoring's HTTP: what a collector asks for, and what a hostile client gets."""
 
 import asyncio
+import functools
+import inspect
 import os
 import socket
 import stat
@@ -16,6 +18,7 @@ from ngcp_task_agent.listening import Listening
 from ngcp_task_agent.metrics import endpoint as module
 from ngcp_task_agent.metrics.endpoint import LARGEST, MOST, Answer, Endpoint
 
+from .loops import both_loops, run
 from .redis_server import free_port
 from .waiting import until
 
@@ -36,6 +39,19 @@ async def broken():
 
 async def endless():
     await asyncio.Event().wait()
+
+
+def on_both(test):
+    """Run *test* in asyncio's loop and in uvloop: each has its own transports and timeouts."""
+
+    @functools.wraps(test)
+    def on(loop, **arguments):
+        run(test(**arguments), 15, loop)
+
+    names = ("loop", *inspect.signature(test).parameters)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    on.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    return both_loops(on)
 
 
 PATHS = {"/livez": alive, "/large": large, "/broken": broken, "/endless": endless}
@@ -98,6 +114,7 @@ def get(path, *more):
     return "\r\n".join((f"GET {path} HTTP/1.1", "Host: x", *more, "", "")).encode()
 
 
+@on_both
 async def test_a_path_is_answered_and_the_connection_ends(where):
     """One question, one answer: nothing stays open between two scrapes."""
     async with listening(where) as talk:
@@ -110,6 +127,7 @@ async def test_a_path_is_answered_and_the_connection_ends(where):
     assert b"Connection: close" in head
 
 
+@on_both
 async def test_head_is_answered_without_a_body(where):
     """Load balancers ask so."""
     async with listening(where) as talk:
@@ -138,6 +156,7 @@ async def test_head_is_answered_without_a_body(where):
         (get("/broken"), 500),
     ],
 )
+@on_both
 async def test_what_is_no_question_is_told_so(where, data, status):
     """And the next one is answered."""
     async with listening(where) as talk:
@@ -148,6 +167,7 @@ async def test_what_is_no_question_is_told_so(where, data, status):
     assert after == "HTTP/1.1 200 OK"
 
 
+@on_both
 async def test_who_says_nothing_is_hung_up_on(where, monkeypatch):
     """A slow client, header by header, has a time for all of it and not for each."""
     monkeypatch.setattr(module, "LONGEST", 0.3)
@@ -176,6 +196,7 @@ async def _rest(reader):
         return b""
 
 
+@on_both
 async def test_who_does_not_read_is_hung_up_on(where, monkeypatch):
     """Else each such client keeps a whole answer in memory."""
     monkeypatch.setattr(module, "LONGEST", 0.3)
@@ -189,6 +210,7 @@ async def test_who_does_not_read_is_hung_up_on(where, monkeypatch):
         assert len(await _rest(reader)) < len(LARGE)
 
 
+@on_both
 async def test_who_reads_gets_all_of_a_large_answer(where):
     """Many tasks make a long text."""
     async with listening(where) as talk:
@@ -197,6 +219,7 @@ async def test_who_reads_gets_all_of_a_large_answer(where):
     assert rest.partition(b"\r\n\r\n")[2] == LARGE
 
 
+@on_both
 async def test_a_question_without_an_end_is_ended(where, monkeypatch):
     """An answer that hangs must not hold its place for ever."""
     monkeypatch.setattr(module, "LONGEST", 0.2)
@@ -206,6 +229,7 @@ async def test_a_question_without_an_end_is_ended(where, monkeypatch):
         assert await asyncio.wait_for(_rest(reader), 5) == b""
 
 
+@on_both
 async def test_many_connections_are_bounded_and_the_oldest_go(where):
     """Whoever holds them all does not keep the collector out."""
     async with listening(where) as talk:
@@ -222,6 +246,7 @@ async def test_many_connections_are_bounded_and_the_oldest_go(where):
         kept.cancel()
 
 
+@on_both
 async def test_a_tcp_port_is_free_again_after_the_end():
     """A reload may come back to it."""
     where = Listening("127.0.0.1", free_port())
@@ -230,6 +255,7 @@ async def test_a_tcp_port_is_free_again_after_the_end():
             assert (await said(talk, get("/livez")))[0] == "HTTP/1.1 200 OK"
 
 
+@on_both
 async def test_a_socket_has_its_mode_from_the_first_moment(where, monkeypatch):
     """And its group; nobody slips in before."""
     modes = []
@@ -248,6 +274,7 @@ async def test_a_socket_has_its_mode_from_the_first_moment(where, monkeypatch):
     assert kind(where) == "nothing"
 
 
+@on_both
 async def test_a_stale_socket_is_replaced(where):
     """A daemon that was killed leaves one."""
     with socket.socket(socket.AF_UNIX) as dead:
@@ -257,6 +284,7 @@ async def test_a_stale_socket_is_replaced(where):
         assert (await said(talk, get("/livez")))[0] == "HTTP/1.1 200 OK"
 
 
+@on_both
 async def test_a_socket_that_is_in_use_stays(where):
     """Two agents with one path: the second says so, and the first goes on."""
     async with listening(where) as talk:
@@ -266,6 +294,7 @@ async def test_a_socket_that_is_in_use_stays(where):
         assert (await said(talk, get("/livez")))[0] == "HTTP/1.1 200 OK"
 
 
+@on_both
 async def test_a_file_that_is_no_socket_stays(where):
     """A slip of the pen must not delete anything."""
     write(where, "mine")
@@ -276,6 +305,7 @@ async def test_a_file_that_is_no_socket_stays(where):
     assert kind(where) == "mine"
 
 
+@on_both
 async def test_only_its_own_socket_is_removed(where):
     """Somebody else may have taken the path over."""
     async with listening(where):
@@ -286,6 +316,7 @@ async def test_only_its_own_socket_is_removed(where):
     assert kind(where) == "a socket"
 
 
+@on_both
 async def test_the_end_does_not_wait_for_clients(where):
     """A collector that hangs must not delay the daemon's stop."""
     async with listening(where) as talk:
