@@ -71,7 +71,7 @@ class Group:
     Attributes:
         turned: Loop time of the reader's last turn.
         missing: How often the group was found gone.
-        trouble: Why the last turn has failed; empty if it has not.
+        trouble: Why nothing could be read last time; empty if it could, or was not tried.
     """
 
     def __init__(self, subscription: Subscription, calls: Calls, host: Host, terms: Terms) -> None:
@@ -110,7 +110,7 @@ class Group:
             self.turned = asyncio.get_running_loop().time()
             try:
                 await self._turn()
-                failures, self.trouble = 0, ""
+                failures = 0
             except TROUBLES as exc:
                 self._unheard = True
                 self._next_join = 0.0
@@ -184,6 +184,7 @@ class Group:
     async def _turn(self) -> None:
         now = asyncio.get_running_loop().time()
         if not self._is_member():
+            self.trouble = ""
             await asyncio.sleep(NO_MEMBER)
             return
         if now >= self._next_join:
@@ -195,6 +196,7 @@ class Group:
             await self._trim()
         room = min(self._host.room(self.text), BATCH)
         if room <= 0:
+            self.trouble = ""
             await self._some_room()
             return
         if now >= self._next_take:
@@ -220,6 +222,7 @@ class Group:
             place.keys.stream, place.group, place.consumer, room, block
         )
         self._calls.worked()
+        self.trouble = ""  # not at the end of any turn: what may be joined need not be readable
         for entry in entries:
             self._give(entry, 1, False)
         await self._all_looked_at()

@@ -179,6 +179,26 @@ def test_a_bus_that_refuses_the_subscription_is_not_reached(world):
     client.close()
 
 
+def test_a_stream_that_may_not_be_read_is_not_reached(world):
+    """The server answers whatever else is asked, and no request ever comes."""
+    client = world.server.client()
+    client.execute_command("ACL", "SETUSER", "blind", "on", ">pw", "+@all", "~*", "&*",
+                           "-xreadgroup")  # fmt: skip
+    daemon, monitor = watched(world, tasks={"hello": durable("/bin/echo")}, start=False)
+    write_file(daemon.config / "backends" / "redis_stream.yml",
+               {"port": world.server.port, "username": "blind", "password": "pw"})  # fmt: skip
+    daemon.start()
+
+    body = until(lambda: wrong(monitor, "xreadgroup"), 15, "a word about it")
+    assert body.startswith("backend redis_stream is not reached: ")
+    assert "reading ngcp-task-agent-stream" in body
+    assert monitor.number("bus_reached", backend="redis") == 1
+
+    client.execute_command("ACL", "SETUSER", "blind", "+xreadgroup")
+    monitor.wait("/readyz", 200, 15)
+    client.close()
+
+
 def wrong(monitor, text):
     status, body = monitor.get("/readyz")
     return body if status == 503 and text in body else None
