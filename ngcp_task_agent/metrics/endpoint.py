@@ -87,7 +87,7 @@ class Endpoint:
 
     async def _open_path(self, where: Listening) -> None:
         os.makedirs(os.path.dirname(where.path), mode=0o755, exist_ok=True)
-        await asyncio.to_thread(_clear, where.path)
+        await asyncio.to_thread(_check_free, where.path)
         before = os.umask(0o777)  # nobody gets in before the mode is right
         try:
             self._server = await asyncio.start_unix_server(self._serve, where.path, limit=LARGEST)
@@ -187,8 +187,8 @@ def _encode(answer: Answer, with_body: bool) -> bytes:
     return head + answer.body if with_body else head
 
 
-def _clear(path: str) -> None:
-    """Take *path* from somebody who has died, never from one who lives.
+def _check_free(path: str) -> None:
+    """Whether *path* may be taken: asyncio itself replaces any socket, also of one who lives.
 
     Raises:
         OSError: Somebody listens there, or it is no socket.
@@ -204,7 +204,7 @@ def _clear(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            return  # its owner has died
         except TimeoutError:
             raise OSError(f"{path} is in use") from None
         else:

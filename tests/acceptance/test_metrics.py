@@ -132,6 +132,26 @@ def test_readiness_follows_a_redis_that_stops_and_comes_back(world):
     monitor.wait_number(1, "bus_reconnects_total", backend="redis")
 
 
+def test_an_agent_that_stops_is_alive_and_not_ready(world):
+    """A load balancer sends nothing more, and nobody kills it while its jobs end."""
+    gate = world.place / "gate"
+    waits = world.script("waits", f'while ! test -e "{gate}"; do sleep 0.02; done')
+    daemon, monitor = watched(
+        world, tasks={"waits": command(waits, timeout=60)}, agent={"grace": 30}
+    )
+    listener = world.listen()
+    ref = listener.send("waits", "sp1")
+    monitor.wait_number(1, "jobs_running", task="waits")
+
+    daemon.signal(signal.SIGTERM)
+
+    assert monitor.wait("/readyz", 503) == "stopping\n"
+    assert monitor.get("/livez")[0] == 200
+    gate.touch()
+    assert listener.talk(ref)[-1]["status"] == "done"
+    assert daemon.process.wait(20) == 0
+
+
 def test_readiness_notices_a_server_that_hangs(world):
     """The connection stands, and the kernel takes what is sent: only an answer proves it."""
     _, monitor = watched(world)
@@ -265,7 +285,8 @@ def test_it_is_turned_on_moved_and_turned_off_by_a_reload(world):
     path.write_text(path.read_text().replace(monitor.address, other.address))
     other.wait("/readyz", 200)
     assert monitor.get("/livez")[0] == 0
-    assert other.number("requests_total", task="hello", outcome="done") == 1
+    listener.ask("hello", "sp1")
+    other.wait_number(2, "requests_total", task="hello", outcome="done")
 
     text = path.read_text()
     path.write_text(text[: text.index("metrics:")] + "\n" + text.partition("metrics:")[2]

@@ -211,6 +211,35 @@ async def test_who_does_not_read_is_hung_up_on(where, monkeypatch):
 
 
 @on_both
+async def test_who_does_not_read_the_end_is_hung_up_on(where, monkeypatch):
+    """What is left is less than a transport calls much, and would stay for ever."""
+    monkeypatch.setattr(module, "LONGEST", 0.5)
+    async with listening(where) as talk:
+        _, unread = await _unread(talk, "/large", 1024 * 1024)
+        held = len(LARGE) - unread  # by the kernel, for a client that reads nothing
+
+        async def slightly_more():
+            return Answer(200, b"x" * (held + 16 * 1024))
+
+        talk.served._answers["/more"] = slightly_more
+        transport, unread = await _unread(talk, "/more", 1)
+
+        assert unread < 32 * 1024
+        await until(lambda: transport.get_write_buffer_size() == 0, 5, "the rest given up")
+
+
+async def _unread(talk, path, least):
+    """Ask and read nothing: the server's transport, and how many bytes wait there."""
+    before = len(talk.served._open)
+    _, writer = await talk(get(path))
+    writer.transport.pause_reading()
+    await until(lambda: len(talk.served._open) > before, 5, "a connection")
+    transport = list(talk.served._open.values())[-1].transport
+    await until(lambda: transport.get_write_buffer_size() >= least, 5, "more than is taken")
+    return transport, transport.get_write_buffer_size()
+
+
+@on_both
 async def test_who_reads_gets_all_of_a_large_answer(where):
     """Many tasks make a long text."""
     async with listening(where) as talk:
@@ -325,6 +354,7 @@ async def test_the_end_does_not_wait_for_clients(where):
         began = time.monotonic()
 
     assert time.monotonic() - began < 1
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     assert await _rest(reader) == b""
 
 

@@ -81,7 +81,8 @@ async def test_a_silent_bus_is_not_waited_for(monkeypatch):
     """Whoever asks wants to know within seconds; the others are looked at meanwhile."""
     monkeypatch.setattr("ngcp_task_agent.metrics.readiness.ANSWER", 0.05)
 
-    found = await Readiness(view(a=Asked(silent=True), b=Asked(silent=True), c=Asked())).look()
+    async with asyncio.timeout(2):
+        found = await Readiness(view(a=Asked(silent=True), b=Asked(silent=True), c=Asked())).look()
 
     assert found["a"].startswith("does not answer within 0.05 s")
     assert (found["b"][:8], found["c"]) == ("does not", "")
@@ -221,6 +222,40 @@ async def test_what_waits_is_not_what_runs():
     assert (numbers["jobs_running", "ping"], numbers["jobs_queued", "ping"]) == (1, 2)
     broker.free.set()
     await until(lambda: not agent.runs)
+
+
+async def test_a_job_that_is_being_answered_runs_no_more():
+    """A client that reads slowly is no busy task."""
+
+    class Slow(MemoryBackend):
+        def __init__(self):
+            super().__init__()
+            self.read = asyncio.Event()
+
+        async def flush(self, address):
+            await self.read.wait()
+
+    agent, _, _ = await serving(task(Says(b"x" * 5000)))
+    agent.limits = Limits(chunk_size=1024)
+    backend = Slow()
+    backend.publish(request())
+    for delivery in backend.arrived():
+        agent.take(delivery, "memory", backend)
+    await until(lambda: len(backend.statuses()) == 2)
+
+    assert len(agent.runs) == 1
+    assert shown(agent)["jobs_running", "ping"] == 0
+    backend.read.set()
+    await until(lambda: not agent.runs)
+
+
+async def test_names_that_clients_choose_are_not_kept():
+    """Not only are they not shown: whoever may publish must not fill the memory."""
+    agent, backend, _ = await serving(task())
+
+    await take(agent, backend, *(request(task=f"t{n}", dst="prx01a") for n in range(20)))
+
+    assert agent.tally.outcomes == {("", "rejected"): 20}
 
 
 async def test_without_a_tally_nothing_is_counted_by_task():
