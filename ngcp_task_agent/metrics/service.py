@@ -53,7 +53,8 @@ class Monitoring:
             return
         try:
             from .collector import Exposition
-        except ImportError:  # `check` has told it with the other mistakes
+        except ImportError as exc:  # not installed, as `check` says, too; or too old
+            log.error("metrics: not to be had: %s", exc)
             return
         self._exposition = self._exposition or Exposition(self._view)
         if self._view.agent.tally is None:
