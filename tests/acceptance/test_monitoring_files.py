@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "etc" / "prometheus" / "ngcp-task-agent.rules.yml"
 RULE_TESTS = ROOT / "tests" / "data" / "alerts.test.yml"
 DASHBOARD = ROOT / "etc" / "grafana" / "ngcp-task-agent.json"
+MANUAL = ROOT / "docs" / "monitoring.md"
 PREFIX = "ngcp_task_agent_"
 METRIC = re.compile(r"\b(?:ngcp_task_agent|process)_\w+|\bup\b")
 SELECTED = re.compile(r"(\w+)\{([^}]*)\}")
@@ -119,6 +120,24 @@ def test_all_that_is_shown_has_a_place_on_the_dashboard(scraped):
 
     assert without == {PREFIX + "config_problems", PREFIX + "bus_connected"}
     assert len(ours) > 25
+
+
+@pytest.mark.redis
+def test_all_that_is_shown_is_described(scraped):
+    """By name and labels, and nothing else is."""
+    table = re.findall(r"^\| (`\w+`[^|]*)\|([^|]*)\|", MANUAL.read_text(), re.MULTILINE)
+    described = {
+        PREFIX + name: set(re.findall(r"`(\w+)`", labels))
+        for names, labels in table
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    shown = {
+        re.sub("(?<=_seconds)_(bucket|count|sum|created)$", "", name): labels - {"le"}
+        for name, labels in scraped.items()
+        if name.startswith(PREFIX)
+    }
+
+    assert described == shown
 
 
 def test_panels_have_numbers_and_places_of_their_own():
