@@ -50,6 +50,7 @@ class AgentCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._about()
         yield from self._requests()
+        yield from self._totals()
         yield from self._jobs()
         yield from self._bus()
         yield from self._journal()
@@ -63,7 +64,7 @@ class AgentCollector(Collector):
         yield _one("config_problems", "Mistakes in the configuration files.", self._view.problems())
 
     def _requests(self) -> Iterator[Metric]:
-        counts, tally = self._view.agent.counts, self._view.agent.tally
+        tally = self._view.agent.tally
         outcomes: Counter[tuple[str, ...]] = Counter()
         for name in self._view.tasks():
             if not name.startswith(RESERVED):
@@ -83,6 +84,9 @@ class AgentCollector(Collector):
                        "to be tried again.", ("task",), retries.items())  # fmt: skip
         yield _counter("job_failures", "Jobs and attempts that ended with an error, by its kind.",
                        ("task", "cause"), failures.items())  # fmt: skip
+
+    def _totals(self) -> Iterator[Metric]:
+        counts = self._view.agent.counts
         for name, text, count in (
             ("requests_accepted", "Requests accepted.", counts["accepted"]),
             ("requests_passed_over", "Requests passed over in silence: for other nodes, "
