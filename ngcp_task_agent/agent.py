@@ -28,6 +28,7 @@ from .output import Collector
 from .processes import GIVE_UP_AFTER, KILL_AFTER
 from .replies import Replies
 from .route import Route
+from .tally import Tally
 
 RECENT = 1000  # jobs remembered after their end
 CROWDED = 1.0  # seconds until a durable request for which there was no room comes again
@@ -55,6 +56,7 @@ class Agent:
         counts: What has happened since the start, by kind: accepted, done, error,
             rejected, passed_over, bad, crowded, repeated, and of durable requests
             retried, released, lost.
+        tally: Where it is counted by task as well; None for nowhere.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Agent:
         self.ending: set[Run] = set()
         self.recent: deque[Record] = deque(maxlen=RECENT)
         self.counts: Counter[str] = Counter()
+        self.tally: Tally | None = None
         self._dispatcher = dispatcher
         self._spool_dir = spool_dir
         self._journal = journal
@@ -139,7 +142,7 @@ class Agent:
                 self._give_up(claim.drop(f"not a request: {exc}"))
             return
         except Rejected as exc:
-            self.counts["rejected"] += 1
+            self._count_refusal("rejected", request.task)
             self._bad.warning(
                 "request %.80r from %.80r: rejected: %s", request.uuid, request.src, exc
             )
@@ -191,7 +194,7 @@ class Agent:
                 raise refusal(named, "the same request has come too often")
             self._give_up(route.claim.release(CROWDED))
             return
-        self.counts["repeated"] += 1
+        self._count_refusal("repeated", request.task)
         if route.claim is None or route.claim.attempt == 1:
             route.send(Replies(request, self._dispatcher.node_name).accepted())
 
@@ -301,6 +304,8 @@ class Agent:
                 self.ending.add(run)
                 run.work.add_done_callback(lambda _: self._forget(run))
         self.counts[course.ending] += 1
+        if self.tally is not None:
+            self.tally.ended(run.job.task, course.ending, run.cause, run.seconds, run.output.taken)
         log.info(
             "task %s for %.80r from %.80r: %s%s, %.3f s",
             run.job.task, run.job.uuid, run.job.src, course.ending,
@@ -328,8 +333,14 @@ class Agent:
         if not task.cancelled() and task.exception() is not None:
             log.critical("a job was not answered: this is a bug", exc_info=task.exception())
 
+    def _count_refusal(self, outcome: str, task: str) -> None:
+        self.counts[outcome] += 1
+        if self.tally is not None:
+            # The name is the client's: one that is not configured must not become a key.
+            self.tally.refused(task if task in self._dispatcher.tasks else "", outcome)
+
     def _note_crowded(self, request: Request, exc: Crowded) -> None:
-        self.counts["crowded"] += 1
+        self._count_refusal("crowded", request.task)
         self._crowded.warning(
             "request %.80r for %.80r not taken: %s", request.uuid, request.task, exc
         )

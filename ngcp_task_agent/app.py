@@ -30,6 +30,7 @@ from .dispatch import LOCAL, Gate, Task
 from .errors import ConfigError, PluginError, Problem
 from .facts import Facts
 from .interfaces import Backend, Broker, FactSource
+from .listening import missing_library
 from .nodes.ngcp import is_ngcp
 from .options import Options
 from .retry import NEVER
@@ -97,6 +98,8 @@ class Loader:
         made = self._settings(files)
         settings, facts = made or (Settings(), _make_facts(Settings()))
         setup = Setup(settings, facts, problems=files.problems)
+        if settings.metrics is not None:
+            setup.problems.extend(missing_library("agent.yml"))
         self._load_backends(files, setup)
         self._load_tasks(files, setup)
         self._built = {

@@ -16,6 +16,7 @@ from typing import Any
 from . import yamlfile
 from .dispatch import MAX_QUEUED, MAX_RUNNING, TIMEOUT
 from .errors import ConfigError, Problem
+from .listening import Listening, read_listening
 from .logs import FORMATS, LEVELS
 from .messages import MAX_REQUEST
 from .options import Options
@@ -111,6 +112,7 @@ class Settings:
     log_format: str = "auto"
     limits: Limits = field(default_factory=Limits)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    metrics: Listening | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def read_directory(directory: str) -> Files:
 def read_settings(options: Options) -> Settings:
     """agent.yml; mistakes are noted in *options*."""
     log, limits, facts = options.section("log"), options.section("limits"), options.section("facts")
-    journal = options.section("journal")
+    journal, metrics = options.section("journal"), options.section("metrics")
     settings = Settings(
         name=_host_name(options, "name", options.text("name")),
         aliases=tuple(_host_name(options, "aliases", a) for a in options.names("aliases")),
@@ -188,8 +190,9 @@ def read_settings(options: Options) -> Settings:
             journal.size("max_size", JournalSettings.max_size, minimum=1024 * 1024),
             journal.text("sync", JournalSettings.sync, choices=("process", "machine")),
         ),
+        metrics=read_listening(metrics),
     )
-    for section in (log, limits, journal, options):
+    for section in (log, limits, journal, metrics, options):
         section.close()
     return settings
 

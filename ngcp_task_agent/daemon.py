@@ -24,6 +24,8 @@ from .host import AgentHost, identify
 from .interfaces import Backend
 from .journal import Journal, Unfinished
 from .logs import configure
+from .metrics.service import Monitoring
+from .metrics.view import View
 from .own_record import OwnRecord
 from .own_tasks import OwnTasks
 from .presence import Fact
@@ -61,6 +63,8 @@ class Daemon:
         self._identity: str
         self._own_tasks: OwnTasks
         self._record: OwnRecord
+        self._monitoring: Monitoring
+        self._phase = "starting"  # then serving, then stopping
         self._watch: Watch
 
     async def run(self) -> None:
@@ -91,6 +95,7 @@ class Daemon:
         self._record = OwnRecord(
             self._identity, self._agent, self._dispatcher, self._node, self._facts
         )
+        self._monitoring = Monitoring(self._view())
         self._watch = Watch(self._reload_soon, lambda name: not name or is_yaml(name))
         async with self._reloading:  # a change of a file meanwhile waits its turn
             self._watch_directories()
@@ -101,6 +106,7 @@ class Daemon:
             if unfinished:
                 await self._agent.recover(unfinished, self._backends())
             await self._connected()
+        self._phase = "serving"
         self._notifier.notify(READY=1, STATUS=self._status())
         log.info("ready: %s", self._status())
         if self._notifier.watchdog:
@@ -132,6 +138,18 @@ class Daemon:
     def _facts(self) -> dict[str, Fact]:
         return self._setup.facts.known()
 
+    def _view(self) -> View:
+        return View(
+            self._agent,
+            lambda: self._dispatcher.tasks,
+            self._backends,
+            lambda: self._setup.backends,
+            lambda: self._setup.facts.ages(),
+            self._journal,
+            lambda: len(self._setup.problems),
+            lambda: self._phase,
+        )
+
     async def _apply(self, setup: Setup) -> None:
         """Make *setup* what is served, in one step; jobs that run keep what they have."""
         before, self._setup = self._setup, setup
@@ -142,6 +160,7 @@ class Daemon:
         for task in tasks.values():
             task.adjust_gate()
         self._dispatcher.tasks = tasks
+        await self._monitoring.apply(setup.settings.metrics)
         await self._serve(setup)
         await close_brokers(close_later(old_tasks, tasks))
         if before.facts is not setup.facts:
@@ -262,6 +281,7 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         log.info("stopping")
+        self._phase = "stopping"
         self._notifier.notify(STOPPING=1, STATUS="stopping")
         # Who looks for nodes from now on must not count on this one.
         leaving = (getattr(backend, "withdraw", None) for backend, _ in self._serving.values())
@@ -281,6 +301,7 @@ class Daemon:
             await asyncio.wait_for(processes.all_ended(), END_TIMEOUT)
         except TimeoutError:
             log.error("processes are left that could not be ended")
+        await self._monitoring.close()
         for task in self._tasks:
             task.cancel()
         log.info("stopped")

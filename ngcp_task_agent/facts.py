@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from .destination import Node
 from .interfaces import FactSource, Reading
@@ -17,6 +18,20 @@ from .presence import Fact
 FIRST_READING = 2.0  # seconds the start waits for slow sources
 
 log = logging.getLogger(__name__)
+
+
+class Age(NamedTuple):
+    """How old a source's last reading is.
+
+    Attributes:
+        source: Its name for people; two of one kind may have the same.
+        age: Seconds; infinite if there was none.
+        max_age: Seconds from which it matches nothing.
+    """
+
+    source: str
+    age: float
+    max_age: float
 
 
 class Facts:
@@ -70,6 +85,16 @@ class Facts:
                     if key not in known or (known[key].stale and not stale):
                         known[key] = Fact(values, now - taken, stale)
         return known | {key: Fact(values) for key, values in self._fixed.items()}
+
+    def ages(self) -> list[Age]:
+        """How old the readings are, by source, in the order of the configuration."""
+        now = self._clock()
+        return [
+            Age(_label(source), now - self._readings[source][0], source.max_age)
+            if source in self._readings
+            else Age(_label(source), math.inf, source.max_age)
+            for source in self._sources
+        ]
 
     async def start(self) -> None:
         """Read every source once, for at most `FIRST_READING` seconds, and go on reading."""
@@ -138,6 +163,11 @@ class Facts:
         now = self._clock()
         ends = (taken + source.max_age for source, (taken, _) in self._readings.items())
         return min((end for end in ends if end > now), default=math.inf)
+
+
+def _label(source: FactSource) -> str:
+    kind = type(source)
+    return kind.__name__ if kind.__str__ is object.__str__ else str(source)
 
 
 def describe(facts: Mapping[str, frozenset[str]]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from .destination import Node
 from .messages import encode
@@ -184,12 +184,36 @@ class BackendState(NamedTuple):
             to connect. False asks for a restart.
         text: One line for people.
         dropped: Responses lost since the start.
+        connections: How often the other side was reached anew since the start.
+        waiting: Responses that wait to be sent.
+        waiting_bytes: Their size together.
+        held: Durable requests held at the moment.
+        buried: Durable requests put among the dead letters since the start.
     """
 
     connected: bool
     sound: bool
     text: str
     dropped: int = 0
+    connections: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    held: int = 0
+    buried: int = 0
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """What a backend with another side may have beside the methods of `Backend`."""
+
+    async def reach(self) -> None:
+        """Ask the other side now, on the way by which requests come, and wait for its answer.
+
+        The caller sets the time limit, and may be cut short.
+
+        Raises:
+            BackendError: It is not reached, or requests would not be heard: the text says why.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class Run:
         self.started: float | None = None
         self._began: float | None = None  # the same by the loop's clock, which nobody sets
         self.ended: float | None = None
+        self._over_at: float | None = None  # the same by the loop's clock
         self.work: asyncio.Task[None] | None = None
         # The agent's own tasks answer also where the house is full.
         self.own = not admission.task.backend
@@ -130,7 +131,7 @@ class Run:
         except BrokerError as exc:  # the disk is full
             self.status, self.cause, reason = Status.ERROR, "error", str(exc)
         self.reason = _cut(self.output.masked(reason), LONGEST_REASON)
-        self.ended = time.time()
+        self.ended, self._over_at = time.time(), self._loop.time()
         self.settled.set()
         return self.status, self.reason
 
@@ -138,6 +139,13 @@ class Run:
     def cancelled(self) -> bool:
         """Whether it has ended for that, and not by itself in the same moment."""
         return self.cause == CANCELLED
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it has run so far, or altogether; None if it was never started."""
+        if self._began is None:
+            return None
+        return (self._loop.time() if self._over_at is None else self._over_at) - self._began
 
     def fail(self, reason: str) -> tuple[Status, str]:
         """It turned out to be an error after all."""

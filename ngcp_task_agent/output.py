@@ -154,6 +154,11 @@ class Collector:
         self.stderr = b""
 
     @property
+    def taken(self) -> int:
+        """Bytes of text ever written; what was cut or discarded since is among them."""
+        return self.text.taken
+
+    @property
     def _mask(self) -> Mask:
         # Not made before something is said: that may take milliseconds, and jobs that
         # wait have been accepted at once.

@@ -42,9 +42,10 @@ install_into_environment() {
         fail "pip could not install $1 and what it needs"
 }
 
-# The lower bounds of install_requires, as pip's constraints.
+# The lower bounds of install_requires and of what is optional, as pip's constraints.
 oldest_libraries() {
-    sed -n '/^install_requires/,/^$/s/^ *\([A-Za-z]*\) >= \([0-9.]*\)$/\1==\2/p' setup.cfg
+    sed -n -e '/^install_requires/,/^$/s/^ *\([A-Za-z]*\) >= \([0-9.]*\)$/\1==\2/p' \
+        -e '/^metrics =/,/^test =/s/^ *\([A-Za-z-]*\) >= \([0-9.]*\)$/\1==\2/p' setup.cfg
 }
 
 # A checkout that belongs to somebody else is left alone: the work is done in a copy.
@@ -82,6 +83,12 @@ redis_server() {
     PATH=$PATH:/usr/bin:/usr/sbin:/usr/local/bin
     export PATH
     command -v redis-server >/dev/null || apt_install redis-server
+}
+
+# have_promtool: get it in CI; false if it is not to be had. It comes with a whole server: at
+# home that is not worth three tests.
+have_promtool() {
+    command -v promtool >/dev/null || { [ "${CI:-}" = true ] && apt_install prometheus; }
 }
 
 # apt_install PACKAGE...: as root on a Debian; the services of the packages stay off.

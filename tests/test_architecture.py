@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ngcp_task_agent"
 FLOORS = [
     {"cli"},
     {"daemon"},
-    {"app", "own_tasks", "own_record", "host"},
+    {"app", "own_tasks", "own_record", "host", "metrics"},
     {"agent", "client"},
     {"course"},
     {"backends", "brokers", "storage", "nodes"},
@@ -24,10 +24,10 @@ FLOORS = [
     {"starter", "account", "matching", "fleet"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
     | {"schemas", "context", "presence"},
-    {"placeholders", "ledger", "redo"},
+    {"placeholders", "ledger", "redo", "listening"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"}
     | {"records", "seen"},
-    {"destination", "ownership", "feedback"},
+    {"destination", "ownership", "feedback", "tally"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -47,6 +47,7 @@ ADDRESSES = {
     "referencing": "schemas.py",
     "uvloop": "cli/serve.py",
     "setproctitle": "cli/serve.py",
+    "prometheus_client": "metrics/collector.py",
     "aiohttp": "brokers/http_client.py",
     "yarl": "brokers/http_client.py",
 }

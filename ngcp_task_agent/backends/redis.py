@@ -80,8 +80,10 @@ class RedisBackend:
         self._subscriber: AbstractConnection | None = None
         self._commands: set[asyncio.Task[None]] = set()
         self._asked: frozenset[str] = frozenset()  # channels of the present connection
+        self._confirmed: set[str] = set()  # channels that the server has said we hear
         self._unconfirmed = 0
         self._connected = False
+        self._connections = 0
         self._stopping = False
         self._heard = 0.0  # loop time of the last sign of life
         self._pong = asyncio.Event()
@@ -171,9 +173,27 @@ class RedisBackend:
         limit = 2 * (PING_INTERVAL + PONG_TIMEOUT)
         alive = self._heard if self._connected else self._attempt
         text = f"connected to {self._server}" if self._connected else f"no {self._server}"
+        publisher = self._publisher
         return BackendState(
-            self._connected, now - alive < limit, f"redis {text}", self._publisher.dropped
-        )
+            self._connected, now - alive < limit, f"redis {text}", publisher.dropped,
+            self._connections, publisher.waiting, publisher.waiting_bytes,
+        )  # fmt: skip
+
+    async def reach(self) -> None:
+        """See `interfaces.Reaching`: a PING on the connection that listens."""
+        connection = self._subscriber
+        if connection is None or not self._connected:
+            raise BackendError(f"redis {self._server} is not connected")
+        unheard = self._wanted - self._confirmed
+        if unheard:
+            channels = ", ".join(sorted(unheard))
+            raise BackendError(f"redis {self._server} has not subscribed us to {channels}")
+        self._pong.clear()
+        try:
+            await connection.send_command("PING", check_health=False)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise BackendError(f"redis {self._server}: {exc}") from exc
+        await self._pong.wait()
 
     async def _subscribe(self) -> AbstractConnection:
         """Connect and ask for the channels; the answers are read among the messages."""
@@ -181,6 +201,7 @@ class RedisBackend:
         if self._stopping:
             raise BackendError("stopped meanwhile")
         self._asked = self._wanted
+        self._confirmed.clear()
         self._unconfirmed = len(self._asked)
         async with asyncio.timeout(PONG_TIMEOUT):
             for channel in self._asked:
@@ -210,6 +231,8 @@ class RedisBackend:
         self._unconfirmed -= 1
         if self._unconfirmed:
             return
+        if not self._connected:
+            self._connections += 1
         self._connected = True
         self._trouble = ""
         channels = ", ".join(sorted(self._asked))
@@ -250,7 +273,10 @@ class RedisBackend:
                         relief.needed = True
                         await connection.send_command("PING", ECHO, check_health=False)
                 elif message[0] in (b"subscribe", b"ssubscribe"):
+                    self._confirmed.add(message[1].decode("utf-8", "replace"))
                     self._note_confirmation()
+                elif message[0] == b"unsubscribe":
+                    self._confirmed.discard(message[1].decode("utf-8", "replace"))
                 elif message[0] == b"sunsubscribe" and message[1].decode() in self._wanted:
                     moved = RedisConnectionError("the slot of the control channels has moved")
                     self._server.follow(moved, connection)

@@ -137,6 +137,11 @@ class Publisher:
         """Messages not yet sent."""
         return self._posted - self._settled
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Their size together, without those that are on their way."""
+        return self._bytes
+
     def post(self, channel: str, payload: bytes, stream: str = "") -> None:
         """Put a message at the end of the queue.
 

@@ -22,7 +22,7 @@ from .redis_presence import presence
 from .redis_publisher import Publisher, feedback_options
 from .redis_server import RedisServer, pause
 from .redis_stream_calls import TROUBLES, Calls
-from .redis_stream_group import STUCK, Group, Terms
+from .redis_stream_group import LATE, STUCK, Group, Terms
 from .redis_stream_keys import SUBSCRIPTION, Subscription
 
 RENEW_EVERY = 2.5  # seconds between two signs of life; a lease is four of them
@@ -192,7 +192,26 @@ class RedisStreamBackend:
             text += f", {missing} groups made again"
         if self._calls.given_up:
             text += f", {self._calls.given_up} requests given up"
-        return BackendState(connected, now - turned < STUCK, text, self._publisher.dropped)
+        publisher = self._publisher
+        return BackendState(
+            connected, now - turned < STUCK, text, publisher.dropped, self._calls.connections,
+            publisher.waiting, publisher.waiting_bytes, held, self._calls.buried,
+        )  # fmt: skip
+
+    async def reach(self) -> None:
+        """See `interfaces.Reaching`: the time is asked, and every reader was answered lately."""
+        try:
+            await self._calls.time()
+        except TROUBLES as exc:
+            why = " ".join(str(exc).split()) or "no answer in time"
+            raise BackendError(f"redis {self._server}: {why}") from exc
+        now = asyncio.get_running_loop().time()
+        for text in self._readers:
+            group = self._groups[text]
+            if group.trouble:
+                raise BackendError(f"redis {self._server}, reading {text}: {group.trouble}")
+            if now - group.turned > LATE:
+                raise BackendError(f"redis {self._server}, reading {text}: no answer in time")
 
     def _note_change(self) -> None:
         if self._presence is not None and self._calls.connected:

@@ -56,6 +56,8 @@ class Calls:
         connected: Whether the server has answered last time.
         on_change: Called when that has changed.
         given_up: What was refused for good since the start.
+        connections: How often it was found to answer after it had not.
+        buried: Requests put among the dead letters since the start.
     """
 
     def __init__(self, server: RedisServer) -> None:
@@ -67,6 +69,8 @@ class Calls:
         self._refusals = 0
         self.connected = False
         self.given_up = 0
+        self.connections = 0
+        self.buried = 0
         self.on_change: Callable[[], None] = lambda: None
 
     async def call(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
@@ -147,6 +151,7 @@ class Calls:
         """The server answers."""
         if not self.connected:
             self.connected = True
+            self.connections += 1
             self._trouble = ""
             log.info("redis %s: connected", self._server)
             self.on_change()

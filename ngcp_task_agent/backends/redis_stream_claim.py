@@ -87,15 +87,17 @@ class Place:
         if stream:
             try:
                 return self._settled(
-                    stream, address,
+                    stream, address, failure,
                     await self.calls.insist(SETTLE, [*keys, stream], *words, tries=1),
                 )  # fmt: skip
             except Refused as exc:  # most likely the client's key is none of ours
                 self._tell(f"feedback stream {stream!r:.80}", str(exc))
-        return self._settled(stream, address, await self.calls.insist(SETTLE, keys, *words))
+        reply = await self.calls.insist(SETTLE, keys, *words)
+        return self._settled(stream, address, failure, reply)
 
-    def _settled(self, stream: str, address: str, reply: Any) -> str:
+    def _settled(self, stream: str, address: str, failure: str, reply: Any) -> str:
         how, unkept, unheard, unburied = (word.decode() for word in reply)
+        self.calls.buried += bool(failure) and not unburied and how != "lost"
         self._tell(f"feedback stream {stream!r:.80}", unkept)
         self._tell(f"feedback channel {address!r:.80}", unheard)
         self._tell(f"dead letters {self.keys.dead}", unburied)
@@ -150,7 +152,8 @@ class Place:
             DROP, keys, self.group, self.consumer, self.node, *words
         )
         self._tell(f"dead letters {self.keys.dead}", unburied.decode())
-        for (_, _, stood), how in zip(drops, reply, strict=True):
+        for (_, failure, stood), how in zip(drops, reply, strict=True):
+            self.calls.buried += bool(failure) and not unburied and how != b"lost"
             if not stood.done():
                 stood.set_result(how.decode())
 

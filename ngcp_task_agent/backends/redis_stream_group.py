@@ -71,6 +71,7 @@ class Group:
     Attributes:
         turned: Loop time of the reader's last turn.
         missing: How often the group was found gone.
+        trouble: Why nothing could be read last time; empty if it could, or was not tried.
     """
 
     def __init__(self, subscription: Subscription, calls: Calls, host: Host, terms: Terms) -> None:
@@ -78,6 +79,7 @@ class Group:
         self.terms = terms
         self.turned = asyncio.get_running_loop().time()
         self.missing = 0
+        self.trouble = ""
         self._calls = calls
         self._host = host
         name = host.node().name
@@ -116,6 +118,7 @@ class Group:
                     failures = 1
                     continue  # made again at the next turn
                 self._calls.failed(exc)
+                self.trouble = " ".join(str(exc).split()) or "no answer in time"
                 failures += 1
                 await asyncio.sleep(pause(failures))
 
@@ -181,6 +184,7 @@ class Group:
     async def _turn(self) -> None:
         now = asyncio.get_running_loop().time()
         if not self._is_member():
+            self.trouble = ""
             await asyncio.sleep(NO_MEMBER)
             return
         if now >= self._next_join:
@@ -192,6 +196,7 @@ class Group:
             await self._trim()
         room = min(self._host.room(self.text), BATCH)
         if room <= 0:
+            self.trouble = ""
             await self._some_room()
             return
         if now >= self._next_take:
@@ -217,6 +222,7 @@ class Group:
             place.keys.stream, place.group, place.consumer, room, block
         )
         self._calls.worked()
+        self.trouble = ""  # not at the end of any turn: what may be joined need not be readable
         for entry in entries:
             self._give(entry, 1, False)
         await self._all_looked_at()
@@ -241,6 +247,7 @@ class Group:
         await self._all_looked_at()
 
     def _tell_deleted(self, ids: list[bytes]) -> None:
+        self._calls.buried += len(ids)
         if ids:
             log.warning("redis: %s: %d requests were deleted from the stream before they were "
                         "handled, the first is %s; see the dead letters",
@@ -318,4 +325,5 @@ class Group:
                      self.subscription.stream, name.decode("utf-8", "replace"))  # fmt: skip
 
 
+LATE = BLOCK + 1.5  # seconds after which a reader waits for an answer that is overdue
 STUCK = 2 * (BLOCK + REPLY_TIMEOUT) + LEASE  # seconds after which a reader has no excuse

@@ -16,6 +16,7 @@ from ngcp_task_agent.backends.redis import RedisBackend
 from ngcp_task_agent.backends.redis_stream import RedisStreamBackend
 from ngcp_task_agent.destination import Node
 from ngcp_task_agent.errors import BackendError
+from ngcp_task_agent.interfaces import Reaching
 from ngcp_task_agent.options import Options
 
 from ..helpers import MemoryBackend, until
@@ -213,6 +214,12 @@ def channels(request, tmp_path):
     return maker(request, tmp_path)
 
 
+@pytest.fixture(params=WORLDS[2:], ids=lambda world: world.kind)
+def asked(request, tmp_path):
+    """The same, for backends whose other side can be asked; add yours if it has `reach`."""
+    return maker(request, tmp_path)
+
+
 def maker(request, tmp_path):
     redis_server = issubclass(request.param, RedisWorld)
     place = request.getfixturevalue("redis_socket") if redis_server else str(tmp_path)
@@ -295,6 +302,69 @@ async def test_a_channel_given_up_is_not_heard_any_more(channels):
 
         await until(lambda: b"fence" in one.received)
         assert b"too late" not in one.received
+
+
+async def test_asking_whether_it_is_reached_disturbs_nothing(asked):
+    """Monitoring asks at any time, and many may ask at once."""
+    async with asked() as one:
+        assert isinstance(one.backend, Reaching)
+        await reached(one.backend)
+        sent = [b'{"n": %d}' % number for number in range(MANY)]
+
+        asking = [one.spawn(one.backend.reach()) for _ in range(20)]
+        for payload in sent:
+            await one.send(payload)
+        await asyncio.gather(*asking)
+
+        await until(lambda: len(one.received) == MANY)
+        assert one.received == sent
+
+
+async def test_it_is_reached_again_when_its_channels_have_changed(asked):
+    """A reload, and what is not listened to any more is not missed."""
+    async with asked() as one:
+        await reached(one.backend)
+        other = f"{one.channel}-other"
+
+        one.backend.listen({other})
+
+        await reached(one.backend)
+        await one.send(b"kept", other)
+        await until(lambda: b"kept" in one.received)
+
+
+async def test_who_gives_up_asking_leaves_the_backend_whole(asked):
+    """A question has a time limit, and the next one is answered."""
+    async with asked() as one:
+        for _ in range(20):
+            asking = asyncio.ensure_future(one.backend.reach())
+            await asyncio.sleep(0)
+            asking.cancel()
+        await reached(one.backend)
+
+        await one.send(b"{}")
+        await until(lambda: one.received == [b"{}"])
+
+
+async def test_a_backend_that_has_stopped_is_not_reached(asked):
+    """It says so, one way or the other."""
+    async with asked() as one:
+        await reached(one.backend)
+        await one.backend.stop()
+        await one.backend.close()
+
+        with pytest.raises(BackendError):
+            await one.backend.reach()
+
+
+async def reached(backend):
+    """Wait until the backend says that it is; a subscription takes a moment."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await backend.reach()
+            except BackendError:
+                await asyncio.sleep(0.005)
 
 
 # Out

@@ -122,6 +122,7 @@ async def test_sharded_channels_follow_their_slot(place, binary):
             after = posted.since(back)
             await until(lambda: after <= numbers(received), 5, "all that was posted after")
             assert back - began < 3.0
+            await asyncio.wait_for(backend.reach(), 2)
             await _each_is_heard_at_home(fleet, backend)
 
 
@@ -173,6 +174,7 @@ async def test_the_shipped_rules_suffice(place, sharded):
         link = RedisLink({**login, "username": "ngcp-task-client"})
         async with receiving(backend, CONTROL_CHANNEL) as received:
             await connected(backend)
+            await asyncio.wait_for(backend.reach(), 2)
             await link.open()
             await link.subscribe("ngcp-task-1-feedback")
             await link.publish(CONTROL_CHANNEL, b"request")

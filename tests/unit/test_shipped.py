@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ngcp_task_agent.app import Loader
 from ngcp_task_agent.backends.redis_stream import RedisStreamBackend
-from ngcp_task_agent.config import JournalSettings, Limits, Settings
+from ngcp_task_agent.config import JournalSettings, Limits, Settings, read_settings
+from ngcp_task_agent.listening import Listening
 from ngcp_task_agent.options import Options
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -56,11 +58,30 @@ def test_agent_yml_shows_the_limits_defaults(directory: Path) -> None:
     path = directory / "agent.yml"
     text = path.read_text()
     limits, journal = text.index("#limits:"), text.index("#journal:")
-    whole = text[limits:].split("\n\n")[0] + "\n" + text[journal:]
+    whole = text[limits:].split("\n\n")[0] + "\n" + text[journal:].split("\n\n")[0]
     path.write_text(whole.replace("#", "", 1).replace("\n#", "\n"))
 
     settings = Loader(str(directory)).load().settings
     assert (settings.limits, settings.journal) == (Limits(), JournalSettings())
+
+
+def test_agent_yml_shows_how_metrics_are_turned_on(directory: Path) -> None:
+    """Taking the # away gives the address, and then the socket."""
+    text = (directory / "agent.yml").read_text()
+    section = text[text.index("#metrics:") :].replace("#", "", 1).replace("\n#", "\n")
+    assert str(read_agent(section)) == "127.0.0.1:9127"
+
+    lines = [line.replace("  #", "  ", 1) for line in section.splitlines() if "127.0" not in line]
+    found = read_agent("\n".join(lines).replace("prometheus ", "root "))
+
+    assert found == Listening(path="/run/ngcp-task-agent/metrics.sock", mode=0o600, group=0)
+
+
+def read_agent(text: str) -> Listening | None:
+    options = Options(yaml.safe_load(text), "agent.yml")
+    settings = read_settings(options)
+    assert options.problems == []
+    return settings.metrics
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
