@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from .config import RESERVED, Limits
 from .confirmations import Confirmations
 from .course import UNKNOWN, Course
+from .decisions import Decisions
 from .destination import Destination
 from .dispatch import Crowded, Dispatcher, Gate, refusal
 from .errors import MessageError, NotForThisNode, Rejected
@@ -48,6 +49,7 @@ class Agent:
         limits: Sizes and numbers; replaced when the files are read again.
         spool_dir: Where large output waits; empty for the system's default.
         journal: Where requests and their outcomes are recorded; None for nowhere.
+        decisions: Writes down what is decided; None for nowhere.
 
     Attributes:
         runs: The jobs that wait or run.
@@ -65,6 +67,7 @@ class Agent:
         limits: Limits,
         spool_dir: str = "",
         journal: Journal | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self.runs: set[Run] = set()
         self.ending: set[Run] = set()
@@ -74,6 +77,7 @@ class Agent:
         self._dispatcher = dispatcher
         self._spool_dir = spool_dir
         self._journal = journal
+        self._decisions = decisions or Decisions()
         self._confirmations = Confirmations(journal) if journal is not None else None
         self._house = Gate(limits.max_running)
         self.limits = limits
@@ -129,6 +133,7 @@ class Agent:
         except NotForThisNode as exc:
             self.counts["passed_over"] += 1
             if isinstance(exc, Crowded):
+                self._audit_refusal("passed over", request, delivery, name, exc)
                 self._note_crowded(request, exc)
                 if claim is not None:
                     self._give_up(claim.release(CROWDED))
@@ -146,12 +151,14 @@ class Agent:
             self._bad.warning(
                 "request %.80r from %.80r: rejected: %s", request.uuid, request.src, exc
             )
+            self._audit_refusal("rejected", request, delivery, name, exc)
             rejected = Replies(request, self._dispatcher.node_name).rejected(str(exc))
             if claim is not None:
                 self._give_up(route.settle(encode_response(rejected), str(exc)))
             else:
                 route.send(rejected)
             return
+        why = self._decisions.allowed(request, delivery, name, admission)
         self.counts["accepted"] += 1
         replies = Replies(request, admission.node)
         if claim is None or claim.attempt == 1:  # it is accepted once, and ended once
@@ -161,12 +168,14 @@ class Agent:
             live = Live(lambda piece: route.send(replies.progress(piece)), route.flush)
         output = Collector(self._spool_dir, live, admission.task.mask, admission.secrets)
         run = Run(admission, self._house, output)
+        if why:
+            run.end(why, "refused")
         self._start(run, replies, route)
 
     def _start(self, run: Run, replies: Replies, route: Route) -> None:
         course = Course(
             run, replies, route, self._limits.chunk_size, self._turn, self._journal,
-            self._confirmations,
+            self._confirmations, lambda: self._decisions.started(run),
         )  # fmt: skip
         if route.claim is not None:
             route.claim.on_lost = course.lose
@@ -225,6 +234,9 @@ class Agent:
                 self._confirmations.add(route, entry)
             elif not entry.address and not entry.stream:
                 self._journal.sent(entry)
+            self._decisions.left(
+                entry.src, entry.uuid, entry.task, outcome.reason or outcome.status
+            )
             self.counts["recovered"] += 1
             log.warning(
                 "task %s for %.80r from %.80r, left by an earlier run: %s",
@@ -304,6 +316,7 @@ class Agent:
                 self.ending.add(run)
                 run.work.add_done_callback(lambda _: self._forget(run))
         self.counts[course.ending] += 1
+        self._decisions.ended(run, course.ending)
         if self.tally is not None:
             self.tally.ended(run.job.task, course.ending, run.cause, run.seconds, run.output.taken)
         log.info(
@@ -312,6 +325,12 @@ class Agent:
             f" ({run.reason})" if run.reason else "",
             asyncio.get_running_loop().time() - run.accepted_at,
         )  # fmt: skip
+
+    def _audit_refusal(
+        self, event: str, request: Request, delivery: Delivery, name: str, why: Exception
+    ) -> None:
+        task = self._dispatcher.tasks.get(request.task)
+        self._decisions.refused(event, request, delivery, name, str(why), task)
 
     def _turn(self, route: Route) -> AbstractAsyncContextManager[object]:
         if not route.backend.shared:

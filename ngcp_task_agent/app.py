@@ -210,6 +210,7 @@ class Loader:
             parsed.arguments,
             parsed.retry,
             parsed.journal_required,
+            parsed.audit_required,
             hashlib.sha256(document.text).hexdigest()[:DIGEST],
         )  # fmt: skip
         notes = [*options.notes, *parsed.backend_options.unknown()]

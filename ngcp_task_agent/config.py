@@ -98,6 +98,16 @@ class JournalSettings:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """``audit`` of agent.yml."""
+
+    enabled: bool = False
+    path: str = ""  # by default audit.jsonl in state_dir
+    max_size: int = 64 * 1024 * 1024  # bytes of a file
+    keep: int = 10  # older files; 0 for all
+
+
+@dataclass(frozen=True)
 class Settings:
     """agent.yml, all of it optional; `fact_sources` are mappings with a ``type``."""
 
@@ -112,6 +122,7 @@ class Settings:
     log_format: str = "auto"
     limits: Limits = field(default_factory=Limits)
     journal: JournalSettings = field(default_factory=JournalSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     metrics: Listening | None = None
 
 
@@ -134,6 +145,7 @@ class TaskFile:
     arguments: Schema | None
     retry: Retry
     journal_required: bool
+    audit_required: bool
 
 
 def read_directory(directory: str) -> Files:
@@ -168,7 +180,8 @@ def read_directory(directory: str) -> Files:
 def read_settings(options: Options) -> Settings:
     """agent.yml; mistakes are noted in *options*."""
     log, limits, facts = options.section("log"), options.section("limits"), options.section("facts")
-    journal, metrics = options.section("journal"), options.section("metrics")
+    journal, audit = options.section("journal"), options.section("audit")
+    metrics = options.section("metrics")
     settings = Settings(
         name=_host_name(options, "name", options.text("name")),
         aliases=tuple(_host_name(options, "aliases", a) for a in options.names("aliases")),
@@ -190,11 +203,22 @@ def read_settings(options: Options) -> Settings:
             journal.size("max_size", JournalSettings.max_size, minimum=1024 * 1024),
             journal.text("sync", JournalSettings.sync, choices=("process", "machine")),
         ),
+        audit=AuditSettings(
+            audit.flag("enabled", bool(audit.fields)),
+            _absolute(audit, "path", "") if "path" in audit else "",
+            audit.size("max_size", AuditSettings.max_size, minimum=64 * 1024),
+            audit.integer("keep", AuditSettings.keep),
+        ),
         metrics=read_listening(metrics),
     )
-    for section in (log, limits, journal, metrics, options):
+    for section in (log, limits, journal, audit, metrics, options):
         section.close()
     return settings
+
+
+def audit_path(settings: Settings) -> str:
+    """Where the audit log is, or would be."""
+    return settings.audit.path or os.path.join(settings.state_dir, "audit.jsonl")
 
 
 def read_task(options: Options, stem: str) -> TaskFile:
@@ -223,6 +247,7 @@ def read_task(options: Options, stem: str) -> TaskFile:
         arguments=read_schema(options, "arguments"),
         retry=read_retry(options, "retry"),
         journal_required=options.text("journal", choices=("required", "wanted")) == "required",
+        audit_required=options.text("audit", choices=("required", "wanted")) == "required",
     )
     options.close()
     return task

@@ -51,6 +51,7 @@ class Course:
         turn: Held while a large answer leaves on a backend that others share.
         journal: Where it is recorded; None for nowhere.
         confirmations: Where it is noted that the answer has left.
+        starting: Told that the job begins now; why it must not, or nothing.
 
     Attributes:
         ending: What has become of it: done, error; repeated (it had ended before);
@@ -67,6 +68,7 @@ class Course:
         turn: Callable[[Route], AbstractAsyncContextManager[object]],
         journal: Journal | None = None,
         confirmations: Confirmations | None = None,
+        starting: Callable[[], str] = lambda: "",
     ) -> None:
         self.run = run
         self.route = route
@@ -79,6 +81,7 @@ class Course:
         self._turn = turn
         self._journal = None if run.own else journal
         self._confirmations = confirmations
+        self._starting = starting
         self._entry = _entry(run, route, replies.node)
         self._arrived: float | None = None  # by the bus's clock
 
@@ -133,7 +136,7 @@ class Course:
             run.status, run.reason = Status.ERROR, UNKNOWN
             await self._finish(encode_response(self._replies.failed(UNKNOWN)))
         else:
-            await run.outcome(self._expired if ttl is not None else None)
+            await run.outcome(self._expired if ttl is not None else None, self._starting)
             if await self._goes_on_elsewhere():
                 await self._let_others_go()
             else:

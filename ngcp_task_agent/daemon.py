@@ -9,14 +9,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from . import __version__, processes
 from .agent import Agent
 from .app import Loader, Setup, close_brokers, close_later
-from .config import Settings, is_yaml
+from .audit import AuditLog
+from .config import Settings, audit_path, is_yaml
+from .decisions import Decisions
 from .destination import Node
 from .dispatch import Dispatcher
 from .errors import BackendError, ConfigError, Problem
@@ -60,6 +62,7 @@ class Daemon:
         self._retiring: set[asyncio.Task[None]] = set()  # backends that were replaced
         self._agent: Agent
         self._journal: Journal | None
+        self._audit: AuditLog | None
         self._identity: str
         self._own_tasks: OwnTasks
         self._record: OwnRecord
@@ -85,12 +88,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         self._identity = identify(settings.state_dir)
         self._journal = _journal(settings)
+        self._audit = _audit(settings, lambda: self._node().name)
         self._agent = Agent(
-            self._dispatcher, settings.limits, _spool_dir(settings.state_dir), self._journal
-        )
+            self._dispatcher, settings.limits, _spool_dir(settings.state_dir), self._journal,
+            Decisions(self._audit),
+        )  # fmt: skip
         self._own_tasks = OwnTasks(
             self._agent, self._dispatcher, self._node, self._backends, self._journal,
-            self._identity, self._facts,
+            self._identity, self._facts, self._audit,
         )  # fmt: skip
         self._record = OwnRecord(
             self._identity, self._agent, self._dispatcher, self._node, self._facts
@@ -101,6 +106,9 @@ class Daemon:
             self._watch_directories()
             self._setup = self._loader.load()  # what has changed before it was watched
             await self._setup.facts.start()
+            if self._audit is not None:
+                self._audit.on_change = self._tell_status
+                self._audit.open()
             unfinished = await self._open_journal()
             await self._apply(self._setup)
             if unfinished:
@@ -213,7 +221,8 @@ class Daemon:
                 before, now = self._setup.settings, setup.settings
                 if _fixed(before) != _fixed(now):
                     log.warning(
-                        "agent.yml: state_dir, local_socket and journal change at the next start"
+                        "agent.yml: state_dir, local_socket, journal and audit change at the "
+                        "next start"
                     )
                 configure(now.log_level, now.log_format)
                 if setup.facts is not self._setup.facts:
@@ -267,6 +276,8 @@ class Daemon:
         states = [backend.state().text for backend, _ in self._serving.values()]
         if self._journal is not None and not self._journal.state().ok:
             states.append(self._journal.state().text)
+        if self._audit is not None and not self._audit.state().ok:
+            states.append(self._audit.state().text)
         return f"{self._node().name}: {len(self._setup.tasks)} tasks; " + "; ".join(states)
 
     async def _feed_watchdog(self) -> None:
@@ -297,6 +308,8 @@ class Daemon:
             if self._journal is not None:
                 await self._agent.confirmed()
                 await self._journal.close()
+            if self._audit is not None:
+                self._audit.close()
         try:
             await asyncio.wait_for(processes.all_ended(), END_TIMEOUT)
         except TimeoutError:
@@ -327,7 +340,7 @@ def _must_not_fail(task: asyncio.Task[None]) -> None:
 
 def _fixed(settings: Settings) -> tuple[object, ...]:
     """What is the same from start to stop."""
-    return settings.state_dir, settings.local_socket, settings.journal
+    return settings.state_dir, settings.local_socket, settings.journal, settings.audit
 
 
 def _journal(settings: Settings) -> Journal | None:
@@ -340,6 +353,13 @@ def _journal(settings: Settings) -> Journal | None:
         max_size=wanted.max_size,
         sync="full" if wanted.sync == "machine" else "normal",
     )
+
+
+def _audit(settings: Settings, node: Callable[[], str]) -> AuditLog | None:
+    wanted = settings.audit
+    if not wanted.enabled:
+        return None
+    return AuditLog(audit_path(settings), wanted.max_size, wanted.keep, node)
 
 
 def _spool_dir(state_dir: str) -> str:

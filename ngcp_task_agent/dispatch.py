@@ -109,6 +109,7 @@ class Task:
         arguments: What a request's `data` has to be; None for anything.
         retry: Whether and when a durable request that has failed is tried again.
         journal_required: Whether it must not run where its request cannot be recorded.
+        audit_required: Whether it must not run where that cannot be audited.
         digest: Of its file, hexadecimal; two files that differ have two.
     """
 
@@ -126,6 +127,7 @@ class Task:
     arguments: Schema | None = None
     retry: Retry = NEVER
     journal_required: bool = False
+    audit_required: bool = False
     digest: str = ""
 
     @property

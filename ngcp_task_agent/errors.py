@@ -87,3 +87,7 @@ class BackendError(TaskAgentError):
 
 class JournalError(TaskAgentError):
     """A request cannot be recorded; the text says why."""
+
+
+class AuditError(TaskAgentError):
+    """A decision cannot be written down; the text says why."""

@@ -31,6 +31,7 @@ class Delivery(NamedTuple):
             (`options.feedback_channel`).
         claim: What holds a durable request; None for a message that is forgotten
             once it is read.
+        caller: Who has sent it, where the transport knows, such as ``uid 0, pid 17``.
     """
 
     payload: bytes
@@ -38,6 +39,7 @@ class Delivery(NamedTuple):
     local: bool = False
     address: str = ""
     claim: Claim | None = None
+    caller: str = ""
 
 
 class Claim(Protocol):

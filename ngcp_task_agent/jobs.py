@@ -111,7 +111,9 @@ class Run:
         self.settled.set()
 
     async def outcome(
-        self, refused: Callable[[], Awaitable[str]] | None = None
+        self,
+        refused: Callable[[], Awaitable[str]] | None = None,
+        starting: Callable[[], str] = lambda: "",
     ) -> tuple[Status, str]:
         """Wait, run, and tell how it ended.
 
@@ -121,11 +123,12 @@ class Run:
         Args:
             refused: Asked when everything is ready: why it must not start any more,
                 or nothing.
+            starting: Told at the last moment that it begins: why it must not, or nothing.
 
         Returns:
             done and an empty reason, or error and why.
         """
-        self.status, reason = await self._outcome(refused)
+        self.status, reason = await self._outcome(refused, starting)
         try:
             await self.output.finish()
         except BrokerError as exc:  # the disk is full
@@ -184,7 +187,9 @@ class Run:
             return "ending" if ending else self.status.value
         return "queued" if self.started is None else "running"
 
-    async def _outcome(self, refused: Callable[[], Awaitable[str]] | None) -> tuple[Status, str]:
+    async def _outcome(
+        self, refused: Callable[[], Awaitable[str]] | None, starting: Callable[[], str]
+    ) -> tuple[Status, str]:
         run_timer = None
         try:
             if self.admission.fault:
@@ -195,6 +200,8 @@ class Run:
                 return status, reason if plain else f"{reason}, {NOT_STARTED}"
             if refused is not None:
                 await self._ask(refused)
+            if not self._over.done() and (why := starting()):
+                self.end(why, "refused")
             if self._over.done():
                 self._leave_gates()
                 return self._ended()

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import __version__
 from .agent import Agent
+from .audit import AuditLog
 from .brokers.builtin import AnswerBroker
 from .destination import Destination, Node
 from .dispatch import Dispatcher, Gate, Task
@@ -37,6 +38,7 @@ class OwnTasks:
         journal: Where requests are recorded.
         identity: Tells this agent from others of the same name.
         facts: What is known of this host, stale facts included.
+        audit: Where decisions are written down.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class OwnTasks:
         journal: Journal | None = None,
         identity: str = "",
         facts: Callable[[], Mapping[str, Fact]] = dict,
+        audit: AuditLog | None = None,
     ) -> None:
         self._agent = agent
         self._dispatcher = dispatcher
@@ -56,6 +59,7 @@ class OwnTasks:
         self._journal = journal
         self._identity = identity
         self._facts = facts
+        self._audit = audit
         self._began = time.monotonic()
         self.tasks = {
             task.name: task
@@ -86,6 +90,7 @@ class OwnTasks:
                 for name, backend in self._backends().items()
             },
             "journal": self._journal.state()._asdict() if self._journal is not None else None,
+            "audit": self._audit.state()._asdict() if self._audit is not None else None,
         }
 
     def _about_tasks(self, job: Job) -> list[dict[str, Any]]:

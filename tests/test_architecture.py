@@ -15,7 +15,7 @@ FLOORS = [
     {"daemon"},
     {"app", "own_tasks", "own_record", "host", "metrics"},
     {"agent", "client"},
-    {"course"},
+    {"course", "decisions"},
     {"backends", "brokers", "storage", "nodes"},
     {"jobs", "config", "confirmations"},
     {"dispatch", "replies", "route", "facts", "registry", "systemd", "logs", "watch", "memory"}
@@ -23,7 +23,7 @@ FLOORS = [
     {"interfaces", "users", "processes", "output", "usage", "client_result"},
     {"starter", "account", "matching", "fleet"},
     {"live", "spool", "retry", "journal", "masking", "environment", "reaper", "confinement"}
-    | {"schemas", "context", "presence"},
+    | {"schemas", "context", "presence", "audit"},
     {"placeholders", "ledger", "redo", "listening"},
     {"messages", "options", "yamlfile", "cgroups", "pipes", "proctable", "namespaces"}
     | {"records", "seen"},

@@ -171,9 +171,12 @@ class LocalBackend:
             if self._closed or not self._may_connect(sock):
                 return
             self._clients[address] = writer
+            pid, uid, _ = _peer(sock)
+            caller = f"uid {uid}, pid {pid}"
             while line := await reader.readline():
                 if line.strip():
-                    await self._inbox.put(Delivery(line.rstrip(b"\r\n"), "", True, address))
+                    payload = line.rstrip(b"\r\n")
+                    await self._inbox.put(Delivery(payload, "", True, address, caller=caller))
             await _gone(sock)
         except ValueError:
             log.warning("local client %s: a line of more than %d bytes", address, LONGEST_LINE)
@@ -185,9 +188,7 @@ class LocalBackend:
             writer.close()
 
     def _may_connect(self, sock: socket.socket) -> bool:
-        pid, uid, gid = struct.unpack(
-            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        )
+        pid, uid, gid = _peer(sock)
         if uid in (0, os.geteuid()) or uid in self._users:
             return True
         groups = {gid, *_groups(sock)}
@@ -195,6 +196,12 @@ class LocalBackend:
             return True
         log.warning("local client refused: user %d, process %d", uid, pid)
         return False
+
+
+def _peer(sock: socket.socket) -> tuple[int, int, int]:
+    """The process, user and group of who has connected."""
+    found = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return found[0], found[1], found[2]
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:

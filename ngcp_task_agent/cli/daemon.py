@@ -1,11 +1,12 @@
 """
-``ngcp-task-agent``: the daemon, and ``ngcp-task-agent check``.
+``ngcp-task-agent``: the daemon, ``ngcp-task-agent check`` and ``audit verify``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from .. import __version__
 from ..config import CONFIG_DIR
@@ -25,6 +26,10 @@ def run(argv: list[str]) -> int:
         from .check import check
 
         return check(arguments.config_dir)
+    if arguments.command == "audit":
+        from .audit import verify_audit
+
+        return verify_audit(arguments.files, arguments.head, arguments.config_dir)
     from .serve import serve
 
     return serve(arguments.config_dir)
@@ -40,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     about_dir = f"holds agent.yml, backends/ and tasks/ (default {CONFIG_DIR})"
     parser.add_argument("--config-dir", metavar="DIR", default=CONFIG_DIR, help=about_dir)
-    commands = parser.add_subparsers(dest="command", metavar="check")
+    commands = parser.add_subparsers(dest="command", metavar="check | audit")
     check = commands.add_parser(
         "check",
         help="validate every file and run nothing",
@@ -48,4 +53,24 @@ def _parser() -> argparse.ArgumentParser:
         "'FILE: KEY: found …; expected …'. Exit status: 0 all is well, 78 mistakes.",
     )
     check.add_argument("--config-dir", metavar="DIR", default=argparse.SUPPRESS, help=about_dir)
+    _add_audit(commands, about_dir)
     return parser
+
+
+def _add_audit(commands: Any, about_dir: str) -> None:
+    audit = commands.add_parser("audit", help="look at the audit log")
+    verbs = audit.add_subparsers(dest="verb", metavar="verify", required=True)
+    verify = verbs.add_parser(
+        "verify",
+        help="follow its chain",
+        description="Follows the chain of the audit log through FILE…, the oldest first, or "
+        "through the files that the configuration names. Prints the first place where it is "
+        "broken as 'FILE:LINE: found …; expected …'.",
+        epilog="Example: ngcp-task-agent audit verify --head HASH, with a hash that the daemon has "
+        "logged. Exit status: 0 it is whole, 1 it is broken, 2 wrong usage, 66 a file cannot be "
+        "read, 78 wrong configuration.",
+    )
+    verify.add_argument("files", nargs="*", metavar="FILE")
+    verify.add_argument("--head", metavar="HASH", default="", help="what the last line's hash has "
+                        "to be: without it, lines cut off the end are not noticed")  # fmt: skip
+    verify.add_argument("--config-dir", metavar="DIR", default=argparse.SUPPRESS, help=about_dir)

@@ -57,6 +57,7 @@ def _troubles(about: dict[str, Any]) -> Iterator[str]:
     for name, state in sorted(about.get("backends", {}).items()):
         if not state["connected"]:
             yield f"backend {name}: not connected"
-    journal = about.get("journal")
-    if journal and not journal["ok"]:
-        yield str(journal["text"])
+    for name in ("journal", "audit"):
+        record = about.get(name)
+        if record and not record["ok"]:
+            yield str(record["text"])
