@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ import yaml
 
 from ngcp_task_agent.app import Loader
 from ngcp_task_agent.backends.redis_stream import RedisStreamBackend
-from ngcp_task_agent.config import JournalSettings, Limits, Settings, read_settings
+from ngcp_task_agent.config import (
+    AuditSettings,
+    JournalSettings,
+    Limits,
+    Settings,
+    audit_path,
+    read_settings,
+)
 from ngcp_task_agent.listening import Listening
 from ngcp_task_agent.options import Options
 
@@ -63,6 +71,18 @@ def test_agent_yml_shows_the_limits_defaults(directory: Path) -> None:
 
     settings = Loader(str(directory)).load().settings
     assert (settings.limits, settings.journal) == (Limits(), JournalSettings())
+
+
+def test_agent_yml_shows_the_audit_log(directory: Path) -> None:
+    """With the file that it is by default."""
+    path = directory / "agent.yml"
+    text = path.read_text()
+    whole = text[text.index("#audit:") :].split("\n\n")[0]
+    path.write_text(whole.replace("#", "", 1).replace("\n#", "\n"))
+
+    settings = Loader(str(directory)).load().settings
+    assert replace(settings.audit, path="") == AuditSettings()
+    assert settings.audit.path == audit_path(Settings())
 
 
 def test_agent_yml_shows_how_metrics_are_turned_on(directory: Path) -> None:
