@@ -23,6 +23,7 @@ from .messages import Request, encode
 LONGEST = 1000  # characters of what a client or a program has named
 ARGUMENTS = 4096  # bytes of a request's arguments that are written down
 LOOKING = frozenset(("agent.ping", "agent.tasks", "agent.match", "agent.jobs"))
+NOTHING = Mask()
 HIDDEN = "***"  # where the task's file says that parts must not get out, and it was not run
 
 
@@ -41,10 +42,11 @@ class Decisions:
     ) -> str:
         """It is accepted; why it must not run all the same, or nothing."""
         task = admission.task
-        arguments = Mask(admission.secrets).value(request.plain()) if admission.secrets else None
-        if not admission.secrets:
-            arguments = HIDDEN if task.masks_data and admission.fault else request.plain()
-        fields = _about(request, delivery, backend) | {"arguments": _short(arguments)}
+        if self._log is None:
+            return "not run, for there is no audit log" if task.audit_required else ""
+        hidden = task.masks_data and bool(admission.fault)  # then nobody has looked for secrets
+        arguments = HIDDEN if hidden else _short(request.plain(), Mask(admission.secrets))
+        fields = _about(request, delivery, backend) | {"arguments": arguments}
         if admission.fault:
             fields["fault"] = admission.fault[:LONGEST]
         return self._write("allowed", request.task, fields, task)
@@ -54,6 +56,8 @@ class Decisions:
         reason: str, task: Task | None,
     ) -> None:  # fmt: skip
         """It is rejected, or passed over for lack of room."""
+        if self._log is None:
+            return
         fields = _about(request, delivery, backend) | {"reason": reason[:LONGEST]}
         if task is not None:
             fields["arguments"] = HIDDEN if task.masks_data else _short(request.plain())
@@ -75,15 +79,13 @@ class Decisions:
     def _write(
         self, event: str, name: str, fields: Mapping[str, Any], task: Task | None = None
     ) -> str:
-        required = task is not None and task.audit_required
-        if self._log is None:
-            return "not run, for there is no audit log" if required else ""
-        if name in LOOKING:
+        if self._log is None or name in LOOKING:
             return ""
         try:
             self._log.write(event, {"task": name[:LONGEST], **fields})
         except AuditError as exc:
-            return f"not run, for it cannot be audited: {exc}" if required else ""
+            if task is not None and task.audit_required:
+                return f"not run, for it cannot be audited: {exc}"
         return ""
 
 
@@ -104,11 +106,12 @@ def _name(text: str) -> str:
     return text[:LONGEST].encode("utf-8", "backslashreplace").decode()
 
 
-def _short(arguments: Any) -> Any:
-    """*arguments*, or what tells them from others if they are too long."""
+def _short(arguments: Any, mask: Mask = NOTHING) -> Any:
+    """*arguments* without secrets, or what tells them from others if they are too long."""
     try:
+        arguments = mask.value(arguments) if mask else arguments
         text = encode(arguments)
-    except MessageError:
+    except MessageError:  # nested too deeply
         return HIDDEN
     if len(text) <= ARGUMENTS:
         return arguments
