@@ -341,12 +341,17 @@ class Reader:
     """
 
     def __init__(self, path: str) -> None:
+        self.is_damaged = False
         try:
             self._db = sqlite3.connect(path, timeout=0, isolation_level=None)
             self._db.execute("PRAGMA query_only = 1")
+            self.find(("", ""))  # from now on all that it needs is open
         except sqlite3.Error as exc:
             raise JournalError(_text(exc)) from exc
-        self.is_damaged = False
+        except JournalError:
+            if not self.is_damaged:
+                self._db.close()
+                raise
 
     def find(self, key: Key) -> Record | None:
         """What is stored of the request; None if it was never here.
