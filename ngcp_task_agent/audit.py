@@ -14,6 +14,7 @@ with a line ``begun``, so that a file whose first lines were taken out is no who
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -91,6 +92,8 @@ class AuditLog:
             AuditError: It is not there.
         """
         try:
+            if self._file >= 0 and not os.fstat(self._file).st_nlink:
+                self._let_go()  # somebody has deleted it
             if self._file < 0:
                 self._open()
             self._append(event, fields)
@@ -105,8 +108,7 @@ class AuditLog:
         """Let go of the file."""
         if self._file >= 0:
             log.info("audit: %s ends with line %d, hash %s", self._path, self._seq, self._hash)
-            os.close(self._file)
-            self._file = -1
+            self._let_go()
 
     def state(self) -> AuditState:
         """How it is now."""
@@ -122,7 +124,11 @@ class AuditLog:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         file = os.open(self._path, flags, 0o600)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             torn = self._find_end(file)
+        except BlockingIOError:
+            os.close(file)
+            raise AuditError(f"{self._path}: in use by another agent") from None
         except BaseException:
             os.close(file)
             raise
@@ -180,10 +186,13 @@ class AuditLog:
             else:
                 path.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        os.close(self._file)
-        self._file = -1
+        self._let_go()
         self._open()
         self._append(BEGUN, {})
+
+    def _let_go(self) -> None:
+        os.close(self._file)
+        self._file = -1
 
     def _went(self, trouble: str) -> None:
         before, self._trouble = self._trouble, trouble
@@ -244,8 +253,13 @@ def verify(paths: Iterable[str]) -> Verdict:
     """
     found = Verdict(0, 0, 0, FIRST)
     for file, number, line in _lines(paths):
+        if found.torn:
+            expected = "whole lines: only the last of all files may end with a torn one"
+            found = found._replace(torn=0)
+            return found._replace(fault=Fault(file, number, "a line after a torn one", expected))
         if not line.endswith(b"\n"):
-            return found._replace(torn=len(line))
+            found = found._replace(torn=len(line))
+            continue
         fault = _fault(line[:-1], found)
         if fault is not None:
             return found._replace(fault=Fault(file, number, *fault))

@@ -123,6 +123,42 @@ def test_a_place_that_is_no_good_is_tried_again(tmp_path, wrong):
     assert events(path) == [(1, "allowed")]
 
 
+def test_a_torn_end_that_is_not_the_end_is_a_fault(tmp_path):
+    """Whoever cuts an older file cannot pass it off as a loss of power."""
+    path = tmp_path / "audit.jsonl"
+    written(path, 20, max_size=1500)
+    older = tmp_path / "audit.jsonl.1"
+    older.write_bytes(older.read_bytes()[:-1])
+    found = verify(files_of(str(path)))
+    assert (found.fault.file, found.fault.line) == (str(path), 1)
+
+
+def test_a_file_that_was_deleted_is_begun_anew(tmp_path):
+    """Nobody writes into nothing."""
+    path = tmp_path / "audit.jsonl"
+    log = opened(path)
+    log.write("allowed", {})
+    path.unlink()
+    log.write("started", {})
+    log.close()
+    assert [event for _, event in events(path)] == ["started"]
+
+
+def test_two_agents_do_not_write_one_chain(tmp_path):
+    """The second one says so, and takes over when the first has ended."""
+    first = opened(tmp_path / "audit.jsonl")
+    second = opened(tmp_path / "audit.jsonl")
+    assert "in use by another agent" in second.state().text
+    with pytest.raises(AuditError, match="in use by another agent"):
+        second.write("allowed", {})
+    first.write("allowed", {})
+    first.close()
+    second.write("started", {})
+    second.close()
+    assert events(tmp_path / "audit.jsonl") == [(1, "allowed"), (2, "started")]
+    assert verify([str(tmp_path / "audit.jsonl")]).fault is None
+
+
 def test_a_link_is_not_followed(tmp_path):
     """Whoever may write in the directory must not turn the agent's pen elsewhere."""
     (tmp_path / "target").write_text("")
