@@ -10,6 +10,7 @@ Everything this package raises on purpose.
   - BrokerError        accepted, then failed                -> status "error"
   - BackendError       the transport is gone                -> reconnect
   - JournalError       a request cannot be recorded         -> rejected where its task requires it
+  - AuditError         a decision cannot be written down    -> not run where its task requires it
 
 Each branch has exactly one consequence, named at the right; code that catches
 `TaskAgentError` itself belongs in `cli` only.

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ..errors import BackendError
 from ..options import Options
@@ -40,6 +40,7 @@ class RedisLink:
         self._sharded = "S" if self._server.sharded else ""
         self._listening: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
+        self._clustered: bool | None = None  # not asked yet
 
     async def open(self) -> None:
         """Connect.
@@ -77,7 +78,11 @@ class RedisLink:
             )
 
     async def publish(self, channel: str, payload: bytes) -> int | None:
-        """Publish; how many received it."""
+        """Publish; how many received it.
+
+        None where no server knows: in a cluster each counts those that listen on itself.
+        """
+        counted = bool(self._sharded) or not await self._is_one_of_many()
         try:
             self._publishing = await self._at_home(self._publishing, channel)
             receivers: int = await ask(
@@ -85,7 +90,7 @@ class RedisLink:
             )
         except (RedisError, OSError, TimeoutError) as exc:
             raise self._error(exc) from exc
-        return receivers
+        return receivers if counted else None
 
     async def append(self, stream: str, payload: bytes) -> None:
         """Post a durable request to a control stream."""
@@ -130,6 +135,17 @@ class RedisLink:
                 return await read_present(self._connected(self._publishing))
         except (RedisError, OSError, TimeoutError) as exc:
             raise self._error(exc) from exc
+
+    async def _is_one_of_many(self) -> bool:
+        """Whether the server is one of a cluster, as far as it tells."""
+        if self._clustered is None:
+            try:
+                self._clustered = await self.clustered()
+            except BackendError as exc:
+                if not isinstance(exc.__cause__, ResponseError):
+                    raise
+                self._clustered = False
+        return self._clustered
 
     async def receive(self) -> bytes:
         """The next message."""

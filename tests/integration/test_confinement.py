@@ -171,6 +171,7 @@ async def test_privileges_are_renounced_in_a_process_that_has_not():
     program = start("grep NoNewPrivs /proc/self/status")
 
     assert (await read_all(program)).split() == [b"NoNewPrivs:", b"1"]
+    assert await program.wait() == 0
     program.finish()
 
 
